@@ -1,0 +1,1 @@
+"""Recipes: YAML files, data and no code."""

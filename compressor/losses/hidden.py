@@ -7,7 +7,7 @@ from compressor.losses.relations import Normalization
 
 
 def hidden_mse(teacher: Tensor, student: Tensor, mask: Tensor, *, normalization: Normalization = "valid") -> Tensor:
-    """Σ over the L states of the mean squared error (DynaBERT, ℓ_emb + ℓ_hidn).
+    """Σ over the L states of the mean squared error (DynaBERT's embedding and hidden losses).
 
     Args:
         teacher: hidden states [B, L, n, d]; no gradient flows into them.
@@ -19,7 +19,9 @@ def hidden_mse(teacher: Tensor, student: Tensor, mask: Tensor, *, normalization:
         ValueError: the widths differ; relations have no such limit.
     """
     if teacher.shape != student.shape:
-        raise ValueError(f"hidden_mse needs equal shapes; teacher {tuple(teacher.shape)}, student {tuple(student.shape)}")
+        raise ValueError(
+            f"hidden_mse needs equal shapes; teacher {tuple(teacher.shape)}, student {tuple(student.shape)}"
+        )
     precision = torch.promote_types(student.dtype, torch.float32)
     error = (student.to(precision) - teacher.detach().to(precision)).square().mean(-1).sum(1)
     if normalization == "reference":

@@ -26,9 +26,7 @@ class Architecture:
 
 
 # RoBERTa keeps BERT's names; its own embeddings are never sliced.
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {name: Architecture(name) for name in ("bert", "roberta")}
-)
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({name: Architecture(name) for name in ("bert", "roberta")})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A sub-network as a model of its own, which `from_pretrained` reads back."""
 
 import copy
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -37,12 +37,14 @@ def extract(supernet: SuperNetwork, size: Subnetwork) -> Any:
     config = config_class(**fields)
     config._attn_implementation = supernet.model.config._attn_implementation
     model = model_class(config)
-    owned = {name: view.of(supernet.tensors[view.source]).detach().clone() for name, view in supernet.views(size).items()}
+    owned = {
+        name: view.of(supernet.tensors[view.source]).detach().clone() for name, view in supernet.views(size).items()
+    }
     model.load_state_dict({name: owned[name] for name in model.state_dict()}, strict=True)
     return model.eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def sized_classes(model_type: str) -> tuple[type, type]:
     """Configuration and model class of an architecture whose layers differ in heads and neurons.
 
@@ -142,4 +144,3 @@ def parameters(model: Any) -> int:
 
 
 __all__ = ["extract", "is_sized", "parameters", "register", "sized_classes"]
-

@@ -29,7 +29,10 @@ class Subnetwork:
             raise ValueError(f"kept, heads and neurons must be equally long and not empty: {self}")
         if list(self.kept) != sorted(set(self.kept)) or self.kept[0] < 0 or self.kept[-1] >= dimensions.layers:
             raise ValueError(f"kept layers {self.kept} are not ascending layers of 0..{dimensions.layers - 1}")
-        for name, counts, most in (("heads", self.heads, dimensions.heads), ("neurons", self.neurons, dimensions.neurons)):
+        for name, counts, most in (
+            ("heads", self.heads, dimensions.heads),
+            ("neurons", self.neurons, dimensions.neurons),
+        ):
             if min(counts) < 1 or max(counts) > most:
                 raise ValueError(f"{name} {counts} are not within 1..{most}")
 

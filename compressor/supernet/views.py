@@ -58,7 +58,9 @@ def views(
         layer, parameter = name.removeprefix(stem).split(".", 1)
         place = places.get(int(layer))
         if place is not None:
-            rows, columns = _kept(architecture, parameter, size.heads[place] * dimensions.head_rows, size.neurons[place])
+            rows, columns = _kept(
+                architecture, parameter, size.heads[place] * dimensions.head_rows, size.neurons[place]
+            )
             found[f"{stem}{place}.{parameter}"] = View(name, rows, columns)
     return found
 

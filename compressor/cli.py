@@ -1,0 +1,178 @@
+"""The command line: `compressor run | plan | validate | recipes | stages`."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compressor.errors import CompressorError
+from compressor.recipe import Recipe, bundled, load_recipe
+from compressor.stages import STAGES
+from compressor.version import __version__
+
+app = typer.Typer(
+    help="Turn a fine-tuned BERT into a family of deployable ONNX sizes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A bundled recipe (see `recipes`) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as stages.width.epochs=1.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+USER_ERROR = 2
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/run"),
+    debug: Debug = False,
+) -> None:
+    """Run a recipe; stages that are done already are not run again."""
+    with _errors(debug):
+        from compressor.engine import run as run_recipe
+        from compressor.progress import Progress
+
+        _be_quiet()
+        console = Console()
+        run_recipe(load_recipe(recipe, overrides or ()), output, Progress(console))
+        _show_family(console, output / "family")
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/run"),
+    debug: Debug = False,
+) -> None:
+    """Show the stages, what is done already, and the sizes; nothing is executed."""
+    with _errors(debug):
+        from compressor.engine import plan as plan_recipe
+        from compressor.progress import format_seconds
+
+        _be_quiet()
+        console = _wide_console()
+        loaded = load_recipe(recipe, overrides or ())
+        stages = Table("stage", "state", "settings")
+        for step in plan_recipe(loaded, output):
+            state = f"done ({format_seconds(step.seconds or 0)})" if step.done else "to run"
+            settings = step.stage.model_dump(mode="json", exclude={"type"}, exclude_none=True)
+            stages.add_row(step.name, state, ", ".join(f"{key}={value}" for key, value in settings.items()))
+        console.print(stages)
+        console.print(_planned_sizes(loaded))
+
+
+@app.command()
+def validate(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Check a recipe and print it with all its defaults."""
+    with _errors(debug):
+        print(load_recipe(recipe, overrides or ()).to_yaml(), end="")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    for name, comment in bundled().items():
+        command, _, purpose = comment.partition("\n")
+        print(f"{name:18s} {purpose}\n{'':18s} {command}")
+
+
+@app.command()
+def stages() -> None:
+    """List every stage with its parameters and defaults."""
+    for name, stage in STAGES.items():
+        print(f"{name}: {(stage.__doc__ or '').strip().splitlines()[0]}")
+        for key, settings in stage.model_fields.items():
+            if key != "type":
+                print(f"    {key} = {_plain(settings.default)}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """A user's mistake as one message and exit code 2; anything else says how to see more."""
+    try:
+        yield
+    except CompressorError as error:
+        if debug:
+            raise
+        _fail(f"error: {error}", USER_ERROR, error)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"error: {error}", USER_ERROR, error)
+    except KeyboardInterrupt as error:
+        _fail("stopped; the same command goes on after the last finished stage", 130, error)
+    except Exception as error:
+        if debug:
+            raise
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        _fail(f"internal error: {words}; --debug shows where", 1, error)
+
+
+def _fail(message: str, code: int, cause: BaseException) -> None:
+    typer.echo(message, err=True)
+    raise typer.Exit(code) from cause
+
+
+def _be_quiet() -> None:
+    """No bars and no chatter of libraries between the lines of a run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _wide_console() -> Console:
+    """A console that does not fold a table into a pipe's 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def _show_family(console: Console, folder: Path) -> None:
+    from compressor.export.family import MANIFEST, read_family
+    from compressor.export.report import terminal_table
+
+    if (folder / MANIFEST).is_file():
+        wide = console if console.is_terminal and console.width >= 120 else _wide_console()
+        wide.print(terminal_table(read_family(folder)))
+        console.print(f"family: {folder}", highlight=False)
+
+
+def _planned_sizes(recipe: Recipe) -> Table:
+    from compressor.planning import planned_sizes
+
+    table = Table("size", "kept layers", "heads", "neurons", "parameters", "MACs")
+    for size in planned_sizes(recipe):
+        table.add_row(*size)
+    return table
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "model_dump"):
+        return str(value.model_dump(exclude_defaults=True))
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What a stage is given: the recipe, the data, the checkpoints of the stages before it, and a folder to write into."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from compressor import models
+from compressor.data import Table, encode_labels, read, task_of, tokenise
+from compressor.errors import CompressorError
+from compressor.progress import Progress
+from compressor.recipe import Recipe, ScratchModel
+from compressor.supernet.subnetworks import Subnetwork, grid, size_name
+from compressor.supernet.supernetwork import SuperNetwork
+from compressor.tasks import Array, Task
+from compressor.training import Batches
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a run, tokenised."""
+
+    task: Task
+    tokenizer: Any
+    train: datasets.Dataset
+    validation: datasets.Dataset
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the training rows carry labels."""
+        return "labels" in self.train.column_names
+
+    def labels(self, rows: datasets.Dataset) -> Array | None:
+        """Labels of rows as an array [N]; None where there are none."""
+        return np.asarray(rows["labels"][:]) if "labels" in rows.column_names else None
+
+    def batches(self, rows: datasets.Dataset, batch_size: int, seed: int | None = None) -> Batches:
+        """Rows in batches; in a drawn order, similar lengths together, if a seed is given."""
+        return Batches(rows, self.task, self.tokenizer, batch_size, seed)
+
+
+@dataclass
+class Context:
+    """The surroundings of a run; the engine sets `folder` before each stage.
+
+    Attributes:
+        recipe: the resolved recipe.
+        output: the run's folder.
+        folder: the running stage's own, not yet under its final name.
+        checkpoints: folders of the finished stages that hold a model, by stage type, in their order.
+        progress: where long work is shown.
+    """
+
+    recipe: Recipe
+    output: Path
+    progress: Progress
+    folder: Path = Path()
+    checkpoints: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def family_folder(self) -> Path:
+        """Where the shipped family lies."""
+        return self.output / "family"
+
+    @cached_property
+    def data(self) -> Data:
+        """Data and tokenizer, read once a run."""
+        recipe = self.recipe
+        config = models.load_config(recipe.model)
+        longest = models.longest_input(config)
+        if recipe.data.max_length > longest:
+            raise CompressorError(
+                f"data.max_length: {recipe.data.max_length} is more than the {longest} tokens that the model can read"
+            )
+        train = read(recipe.data, "train", recipe.seed)
+        validation = read(recipe.data, "validation", recipe.seed)
+        task = task_of(recipe.task, train, models.trained_labels(config))
+        tokenizer = self._tokenizer(train)
+        tables = (tokenise(t, encode_labels(task, t), tokenizer, recipe.data.max_length) for t in (train, validation))
+        return Data(task, tokenizer, *tables)
+
+    def _tokenizer(self, train: Table) -> Any:
+        if isinstance(self.recipe.model, ScratchModel):
+            return models.new_tokenizer(self.recipe.model, train.column("text"))
+        return models.load_tokenizer(self.recipe.model)
+
+    def start_model(self) -> tuple[Any, bool]:
+        """The recipe's own model, before any stage, and whether its head is trained."""
+        source = self.recipe.model
+        if isinstance(source, ScratchModel):
+            return models.new_model(source, self.data.tokenizer, self.data.task), False
+        return models.load_model(source, self.data.task)
+
+    def teacher(self) -> SuperNetwork:
+        """The fine-tuned teacher: the `finetune` stage's, or the recipe's model if that is trained.
+
+        Raises:
+            CompressorError: there is neither.
+        """
+        if "finetune" in self.checkpoints:
+            return self.load(self.checkpoints["finetune"])
+        model, trained = self.start_model()
+        if not trained:
+            raise CompressorError(
+                f"model: {self.recipe.model} has no trained head for this task; put a finetune stage first"
+            )
+        return SuperNetwork(model)
+
+    def latest(self) -> SuperNetwork:
+        """The super-network as the last finished stage left it; the teacher before any."""
+        if not self.checkpoints:
+            return self.teacher()
+        return self.load(list(self.checkpoints.values())[-1])
+
+    def load(self, checkpoint: Path) -> SuperNetwork:
+        """The model of a finished stage."""
+        return SuperNetwork(models.load_model(checkpoint, self.data.task)[0])
+
+    def save(self, supernet: SuperNetwork) -> None:
+        """Write a model and its tokenizer into the stage's folder."""
+        models.save(supernet.model, self.data.tokenizer, self.folder)
+
+    @property
+    def multipliers(self) -> dict[str, tuple[float, float]]:
+        """Width and depth multiplier of each size, by name."""
+        family = self.recipe.family
+        return {size_name(width, depth): (width, depth) for depth in family.depths for width in family.widths}
+
+    def sizes(self, supernet: SuperNetwork) -> dict[str, Subnetwork]:
+        """The recipe's family, the largest first."""
+        family = self.recipe.family
+        return grid(supernet.dimensions, family.widths, family.depths, family.depth_rule)

@@ -1,0 +1,206 @@
+"""Loading and tokenising: local files and hub data sets, by the `datasets` library."""
+
+import csv
+import math
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+
+from compressor.errors import CompressorError
+from compressor.recipe import FileData, GeneratedData, HubData
+from compressor.tasks import Classification, Regression, Task
+
+SUFFIXES = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they came: columns `text`, `text_pair` (if any), `label` (if any), and where they came from."""
+
+    rows: datasets.Dataset
+    source: str
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column."""
+        return list(self.rows[name])
+
+
+def read(settings: FileData | HubData | GeneratedData, split: Literal["train", "validation"], seed: int) -> Table:
+    """One split of a recipe's data with its columns renamed to `text`, `text_pair` and `label`.
+
+    Args:
+        seed: draws the rows when `train_limit` asks for fewer than there are.
+
+    Raises:
+        CompressorError: a file or column is missing, a file is empty or cannot be read, a text is empty.
+    """
+    rows, source = _load(settings, split)
+    if not len(rows):
+        raise CompressorError(f"data.{split}: {source} holds no rows")
+    wanted = {"text": settings.text, "text_pair": settings.text_pair, "label": settings.label}
+    columns = {new: old for new, old in wanted.items() if old is not None}
+    for new, old in columns.items():
+        if old not in rows.column_names:
+            raise CompressorError(_no_such_column(f"data.{new}", old, rows.column_names, source))
+    table = Table(datasets.Dataset.from_dict({new: rows[old][:] for new, old in columns.items()}), source)
+    _check_texts(table)
+    if split == "train" and settings.train_limit is not None and settings.train_limit < len(table.rows):
+        table = Table(table.rows.shuffle(seed=seed).select(range(settings.train_limit)), source)
+    return table
+
+
+def _load(settings: FileData | HubData | GeneratedData, split: str) -> tuple[datasets.Dataset, str]:
+    if isinstance(settings, FileData):
+        path = settings.train if split == "train" else settings.validation
+        return _load_file(Path(path), f"data.{split}"), path
+    if isinstance(settings, HubData):
+        name = settings.train_split if split == "train" else settings.validation_split
+        return _load_hub(settings, name), f"{settings.hub} ({name})"
+    from compressor.generator import statements
+
+    rows = statements(settings.train + settings.validation, settings.generator_seed)
+    rows = rows[: settings.train] if split == "train" else rows[settings.train :]
+    return datasets.Dataset.from_list(rows), f"generated {split} statements"
+
+
+def _load_file(path: Path, key: str) -> datasets.Dataset:
+    if not path.is_file():
+        raise CompressorError(f"{key}: there is no file {path}")
+    if path.suffix not in SUFFIXES:
+        raise CompressorError(f"{key}: {path} is none of {', '.join(SUFFIXES)}")
+    if not path.stat().st_size:
+        raise CompressorError(f"{key}: {path} is empty")
+    options: dict[str, Any] = {}
+    if SUFFIXES[path.suffix] == "csv":
+        # `null` and `NA` are words like any other; a byte-order mark is none.
+        options = {"encoding": "utf-8-sig", "keep_default_na": False}
+    if path.suffix == ".tsv":
+        # As in GLUE's files nothing is quoted: a lone quotation mark belongs to the sentence.
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+    # A cache of its own: the shared one would outlive a file that is edited within the clock's resolution.
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            return datasets.load_dataset(
+                SUFFIXES[path.suffix],
+                data_files=str(path),
+                split="train",
+                cache_dir=cache,
+                keep_in_memory=True,
+                **options,
+            )
+        except Exception as error:  # pandas, pyarrow and datasets each raise their own
+            cause = error.__cause__ or error
+            raise CompressorError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
+
+
+def _load_hub(settings: HubData, split: str) -> datasets.Dataset:
+    try:
+        return datasets.load_dataset(settings.hub, settings.config, split=split, revision=settings.revision)
+    except Exception as error:  # connection, permission, unknown name, unknown split: all the user's to mend
+        raise CompressorError(
+            f"data.hub: {settings.hub} cannot be loaded: {_one_line(error)}; local files are given as "
+            "data.train=FILE data.validation=FILE"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _no_such_column(key: str, name: str, columns: Iterable[str], source: str) -> str:
+    near = get_close_matches(name, columns, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{key}: {source} has no column {name!r}{hint} It has: {', '.join(columns)}"
+
+
+def _check_texts(table: Table) -> None:
+    for name in ("text", "text_pair"):
+        if name not in table.rows.column_names:
+            continue
+        for row, value in enumerate(table.column(name), start=1):
+            if not isinstance(value, str) or not value.strip():
+                raise CompressorError(f"{table.source}, row {row}: data.{name} is {value!r}, not a text")
+
+
+def task_of(settings: Any, train: Table, known_labels: tuple[str, ...] | None) -> Task:
+    """The task of a recipe's `task:` section, with its labels.
+
+    Args:
+        known_labels: those of a teacher that is trained already; None takes those of the training data.
+
+    Raises:
+        CompressorError: fewer than two labels, or labels that look like numbers on a scale.
+    """
+    if settings.type == "text-regression":
+        return Regression(metric=settings.metric)
+    if known_labels is None:
+        if "label" not in train.rows.column_names:
+            raise CompressorError(
+                "data.label: labels are needed to fine-tune a teacher; name the column, or give a model that is "
+                "fine-tuned already"
+            )
+        known_labels = _labels_in(train)
+    return Classification(labels=known_labels, metric=settings.metric)
+
+
+def _labels_in(table: Table) -> tuple[str, ...]:
+    values = set(table.column("label"))
+    if any(isinstance(value, float) for value in values):
+        raise CompressorError(
+            f"{table.source}: data.label holds fractions ({min(values)} to {max(values)}), not classes; "
+            "task.type=text-regression learns a number"
+        )
+    whole = all(isinstance(value, int) for value in values)
+    labels = tuple(str(value) for value in (sorted(values) if whole else sorted(map(str, values))))
+    if len(labels) < 2:
+        raise CompressorError(f"{table.source}: data.label holds only {labels[0]!r}; a classifier needs two labels")
+    return labels
+
+
+def encode_labels(task: Task, table: Table) -> list[int] | list[float] | None:
+    """Labels as the task's loss takes them: class indices or numbers; None where the data has no label column.
+
+    Raises:
+        CompressorError: naming file and row, for a label that the task does not know.
+    """
+    if "label" not in table.rows.column_names:
+        return None
+    if isinstance(task, Regression):
+        return [_number(value, row, table.source) for row, value in enumerate(table.column("label"), start=1)]
+    assert isinstance(task, Classification)
+    index = {label: place for place, label in enumerate(task.labels)}
+    # A hub model without label names calls them LABEL_0, LABEL_1: data says 0, 1.
+    if all(label == f"LABEL_{place}" for label, place in index.items()):
+        index |= {str(place): place for place in range(len(task.labels))}
+    encoded = []
+    for row, value in enumerate(table.column("label"), start=1):
+        if str(value) not in index:
+            raise CompressorError(
+                f"{table.source}, row {row}: the label {value!r} is none of the known ones: {', '.join(task.labels)}"
+            )
+        encoded.append(index[str(value)])
+    return encoded
+
+
+def _number(value: Any, row: int, source: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise CompressorError(f"{source}, row {row}: the label {value!r} is not a number")
+    return number
+
+
+def tokenise(table: Table, labels: list[int] | list[float] | None, tokenizer: Any, max_length: int) -> datasets.Dataset:
+    """Token ids of every row, not padded, with `labels` where there are any."""
+    pairs = table.column("text_pair") if "text_pair" in table.rows.column_names else None
+    encoded = dict(tokenizer(table.column("text"), pairs, truncation=True, max_length=max_length))
+    if labels is not None:
+        encoded["labels"] = labels
+    return datasets.Dataset.from_dict(encoded)

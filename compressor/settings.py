@@ -1,0 +1,72 @@
+"""The pieces of a recipe that more than one stage uses, and the base class of all of them."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Multiplier = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A part of a recipe: unknown keys are an error, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ObjectiveSettings(Settings):
+    """What a sub-network is trained towards: the weight of each term; 0 leaves the term out.
+
+    Plain DynaBERT is `{logits: 1.0, hidden_mse: 0.1}`, CKD replaces `hidden_mse` by the four relations.
+    """
+
+    logits: Weight = 0.0
+    labels: Weight = 0.0
+    hidden_mse: Weight = 0.0
+    word_pair: Weight = 0.0
+    word_angle: Weight = 0.0
+    layer_pair: Weight = 0.0
+    layer_angle: Weight = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    window: Annotated[int, Field(ge=3)] | None = None
+    normalization: Literal["valid", "reference"] = "valid"
+
+    RELATIONS: ClassVar[tuple[str, ...]] = ("word_pair", "word_angle", "layer_pair", "layer_angle")
+
+    @property
+    def uses_states(self) -> bool:
+        """Whether hidden states are needed at all."""
+        return self.hidden_mse > 0 or any(getattr(self, name) for name in self.RELATIONS)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return self.logits > 0 or self.uses_states
+
+    @model_validator(mode="after")
+    def _is_anchored(self) -> "ObjectiveSettings":
+        relations = [name for name in self.RELATIONS if getattr(self, name)]
+        if relations and not (self.logits or self.labels):
+            raise ValueError(
+                f"{', '.join(relations)} without logits or labels: relations do not change when all states are "
+                "turned or moved, so nothing would tell the classifier where they are; add logits or labels"
+            )
+        if not (self.logits or self.labels or self.hidden_mse):
+            raise ValueError("every weight is 0; give at least logits, labels or hidden_mse a weight")
+        if self.window is not None and self.window % 2 == 0:
+            raise ValueError(f"window is {self.window}; an odd number is needed: the word and as many on each side")
+        return self
+
+
+class TrainingSettings(Settings):
+    """How long and how fast a stage trains; the defaults are those of DynaBERT's README."""
+
+    epochs: Count = 3
+    max_steps: Count | None = None
+    batch_size: Count = 32
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-5
+    warmup: Fraction = 0.0
+    weight_decay: Weight = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0

@@ -1,0 +1,28 @@
+"""The stages that a recipe composes, one small file each, in the order in which they usually stand."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from compressor.stages.base import Stage
+from compressor.stages.benchmark import Benchmark
+from compressor.stages.depth import Depth
+from compressor.stages.evaluate import Evaluate
+from compressor.stages.export import Export
+from compressor.stages.finetune import Finetune
+from compressor.stages.finetune_family import FinetuneFamily
+from compressor.stages.reorder import Reorder
+from compressor.stages.report import Report
+from compressor.stages.width import Width
+
+AnyStage = Annotated[
+    Finetune | Reorder | Width | Depth | FinetuneFamily | Export | Evaluate | Benchmark | Report,
+    Field(discriminator="type"),
+]
+
+STAGES: dict[str, type[Stage]] = {
+    stage.model_fields["type"].default: stage
+    for stage in (Finetune, Reorder, Width, Depth, FinetuneFamily, Export, Evaluate, Benchmark, Report)
+}
+
+__all__ = ["STAGES", "AnyStage", "Stage"]

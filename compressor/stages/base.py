@@ -1,0 +1,36 @@
+"""What a stage is: settings that a recipe gives, and a `run` that writes one artifact."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.settings import Settings
+
+if TYPE_CHECKING:
+    from compressor.context import Context
+
+
+class Stage(Settings):
+    """One step of a recipe.
+
+    A stage reads what stages before it left and writes into `context.folder`, which becomes
+    `OUTPUT/stages/NN-type` once the stage is whole. Heavy imports stand inside `run`: the command line reads
+    the settings of every stage without loading torch.
+
+    Class attributes:
+        needs: types of stages that must stand before this one.
+        precedes: types of stages that must not stand before this one.
+        reads: parts of the recipe, beside model, task and training data, that change its result.
+        checkpoint: whether it leaves a model.
+        delivers: files of the run's folder that it writes besides its artifact; missing ones make it run again.
+    """
+
+    type: str
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    precedes: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[frozenset[str]] = frozenset()
+    checkpoint: ClassVar[bool] = False
+    delivers: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, context: "Context") -> str:
+        """Do the work; the returned words are shown when it is done."""
+        raise NotImplementedError

@@ -1,0 +1,82 @@
+"""Stage `benchmark`: the latency of every size on this machine."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from compressor.settings import Count
+from compressor.stages.base import Stage
+
+if TYPE_CHECKING:
+    from compressor.context import Context
+
+
+class Benchmark(Stage):
+    """Median latency of the teacher in PyTorch and of every ONNX file at one batch size, length and thread count.
+
+    All are measured in turn, round after round, so that a noisy moment of the machine hits all of them alike:
+    their ratios mean more than the milliseconds. `length: null` takes `data.max_length`.
+    """
+
+    type: Literal["benchmark"] = "benchmark"
+    batch_size: Count = 1
+    length: Count | None = None
+    threads: Count = 1
+    rounds: Count = 30
+
+    needs: ClassVar[tuple[str, ...]] = ("export",)
+    delivers: ClassVar[tuple[str, ...]] = ("family/family.json",)
+
+    def run(self, context: "Context") -> str:
+        from compressor.errors import CompressorError
+        from compressor.export.family import read_family, write_family
+        from compressor.export.latency import median_latencies, ones, session_call
+        from compressor.files import write_json
+        from compressor.machine import describe_machine
+
+        folder = context.family_folder
+        family = read_family(folder)
+        length = self.length or family.max_length
+        if length > family.max_length:
+            raise CompressorError(
+                f"stages (benchmark): length {length} is more than data.max_length {family.max_length}"
+            )
+        names = context.data.tokenizer.model_input_names
+        inputs = ones(names, self.batch_size, length)
+        calls: dict[str, Any] = {"teacher torch": _torch_call(context.teacher().model, inputs, self.threads)}
+        for size in family.sizes:
+            for kind, path in size.graphs(folder).items():
+                calls[f"{size.name} {kind}"] = session_call(path, inputs, self.threads)
+        with context.progress.task(self.type, self.rounds) as shown:
+            measured = median_latencies(calls, self.rounds, shown.advance)
+        latencies: dict[str, dict[str, float]] = {}
+        for key, seconds in measured.items():
+            name, kind = key.split(" ")
+            latencies.setdefault(name, {})[kind] = 1000 * seconds
+        conditions = {
+            "batch_size": self.batch_size,
+            "length": length,
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "machine": describe_machine(),
+        }
+        write_json(context.folder / "latency.json", {**conditions, "milliseconds": latencies})
+        write_family(family.with_latencies(conditions, latencies), folder)
+        return f"batch {self.batch_size}, {length} tokens, {self.threads} thread(s), median of {self.rounds}"
+
+
+def _torch_call(model: Any, inputs: Any, threads: int) -> Any:
+    """The model as a function without arguments, on as many threads as the sessions get."""
+    import torch
+
+    model.eval()
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+    def call() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                model(**tensors)
+        finally:
+            torch.set_num_threads(before)
+
+    return call

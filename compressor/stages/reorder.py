@@ -1,0 +1,56 @@
+"""Stage `reorder`: rank heads and neurons, and put the important ones first."""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from compressor.settings import Count
+from compressor.stages.base import Stage
+
+if TYPE_CHECKING:
+    from compressor.context import Context
+
+
+class Reorder(Stage):
+    """DynaBERT's network rewiring (section 2.1): importance on a slice of the training data, then reordering.
+
+    The validation data is never ranked on. Where there are no labels, the teacher's own predictions stand in.
+    """
+
+    type: Literal["reorder"] = "reorder"
+    examples: Count = 512
+    batch_size: Count = 32
+    reduction: Literal["sum_abs", "abs_sum", "reference"] = "sum_abs"
+
+    precedes: ClassVar[tuple[str, ...]] = ("width", "depth", "finetune_family", "export")
+    checkpoint: ClassVar[bool] = True
+
+    def run(self, context: "Context") -> str:
+        from safetensors.torch import save_file
+
+        from compressor.supernet.importance import importance
+        from compressor.supernet.rewiring import rewire
+
+        data, supernet = context.data, context.teacher()
+        rows = data.train.shuffle(seed=context.recipe.seed).select(range(min(self.examples, len(data.train))))
+        scores = importance(supernet, data.batches(rows, self.batch_size), _loss(data.task), self.reduction)
+        rewire(supernet, scores)
+        save_file({"heads": scores.heads, "neurons": scores.neurons}, context.folder / "importance.safetensors")
+        context.save(supernet)
+        return f"ranked on {len(rows)} training examples" + ("" if data.labelled else ", by the teacher's predictions")
+
+
+def _loss(task: Any) -> Any:
+    """Loss of a model and a batch, against labels or the model's own predictions."""
+    from compressor.tasks import Regression, label_tensor
+    from compressor.training import split_labels
+
+    def loss(model: Any, batch: Any) -> Any:
+        inputs, labels = split_labels(batch)
+        logits = model(**inputs).logits
+        if labels is None:
+            labels = label_tensor(task, task.predict(logits.detach().numpy()).tolist())
+            if isinstance(task, Regression):
+                # The squared error against the own output is 0 everywhere: rank by the output itself.
+                return logits.mean()
+        return task.label_loss(logits, labels)
+
+    return loss

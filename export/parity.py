@@ -1,0 +1,119 @@
+"""Whether an ONNX file answers as the PyTorch model does: a gate, not a warning."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compressor.export.session import Array, open_session, run_session
+from torch import Tensor
+
+from compressor.errors import CompressorError
+
+# Batch sizes and lengths: single texts, single tokens, and shapes that the example of the export did not have.
+SHAPES = ((1, 1), (1, 7), (2, 16), (5, 33), (8, 12))
+
+
+def check_fp32(model: Any, path: Path, tolerance: float, name: str, seed: int) -> float:
+    """Compare logits over several shapes and paddings.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        CompressorError: it exceeds the tolerance.
+    """
+    session = open_session(path)
+    worst = 0.0
+    for label, inputs in _inputs(model.config, [node.name for node in session.get_inputs()], seed):
+        difference = float(np.abs(_torch_logits(model, inputs) - run_session(session, _arrays(inputs))).max())
+        # `not <=` catches NaN too.
+        if not difference <= tolerance:
+            raise CompressorError(
+                f"{name}: logits of {path.name} differ from PyTorch's by {difference:.2e} ({label}), "
+                f"{tolerance:.0e} is allowed"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def check_int8(
+    model: Any, path: Path, task: Any, batches: Any, labels: Array | None, limits: tuple[float, float], name: str
+) -> dict[str, float]:
+    """Compare answers on real texts, padded on the right and on the left.
+
+    Args:
+        task: a `compressor.tasks.Task`.
+        batches: of the texts, with masks.
+        labels: [N], or None to skip the metric.
+        limits: least agreement, largest loss of the metric.
+
+    Returns:
+        `int8_agreement`, and `int8_drop` where there are labels.
+
+    Raises:
+        CompressorError: int8 agrees too little or loses too much.
+    """
+    session = open_session(path)
+    exact, right, left = [], [], []
+    for batch in batches:
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        exact.append(_torch_logits(model, inputs))
+        right.append(run_session(session, _arrays(inputs)))
+        left.append((_torch_logits(model, flipped := _left(inputs)), run_session(session, _arrays(flipped))))
+    expected, found = np.concatenate(exact), np.concatenate(right)
+    turned, found_turned = (np.concatenate(side) for side in zip(*left, strict=True))
+    agreement = min(task.agreement(expected, found), task.agreement(turned, found_turned))
+    if not agreement >= limits[0]:
+        raise CompressorError(
+            f"{name}: {path.name} agrees with PyTorch on {agreement:.3f}, {limits[0]:.3f} is asked for"
+        )
+    result = {"int8_agreement": agreement}
+    if labels is not None:
+        drop = task.score(expected, labels) - task.score(found, labels)
+        if not drop <= limits[1]:
+            raise CompressorError(f"{name}: {path.name} loses {drop:.3f} {task.metric}, {limits[1]:.3f} is allowed")
+        result["int8_drop"] = drop
+    return result
+
+
+def _inputs(config: Any, names: list[str], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Random token ids of every shape, with each padding that fits it."""
+    random = torch.Generator().manual_seed(seed)
+    for batch, length in SHAPES:
+        ids = torch.randint(0, config.vocab_size, (batch, length), generator=random)
+        for padding, mask in _masks(batch, length, random):
+            inputs = {"input_ids": torch.where(mask.bool(), ids, config.pad_token_id or 0), "attention_mask": mask}
+            if "token_type_ids" in names:
+                inputs["token_type_ids"] = torch.zeros_like(ids)
+            yield f"batch {batch}, length {length}, {padding}", inputs
+
+
+def _masks(batch: int, length: int, random: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    position = torch.arange(length).expand(batch, length)
+    kept = torch.randint(1, length + 1, (batch, 1), generator=random)
+    yield "no padding", torch.ones(batch, length, dtype=torch.long)
+    if length > 1:
+        yield "right padding", (position < kept).long()
+        yield "left padding", (position >= length - kept).long()
+        holey = torch.rand(batch, length, generator=random) < 0.7
+        holey[:, 0] = True
+        yield "holes", holey.long()
+
+
+def _left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same texts with their padding moved to the left."""
+    mask = inputs["attention_mask"]
+    shift = mask.shape[1] - mask.sum(1, keepdim=True)
+    index = (torch.arange(mask.shape[1]) - shift) % mask.shape[1]
+    return {name: value.gather(1, index) for name, value in inputs.items()}
+
+
+@torch.no_grad()
+def _torch_logits(model: Any, inputs: dict[str, Tensor]) -> Array:
+    return model(**inputs).logits.numpy()
+
+
+def _arrays(inputs: dict[str, Tensor]) -> dict[str, Array]:
+    return {name: value.numpy() for name, value in inputs.items()}
