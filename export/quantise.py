@@ -17,7 +17,7 @@ def quantise(source: Path, target: Path) -> None:
     on processors with VNNI.
     """
     model = onnx.load(source)
-    # The exporter's shapes carry names that the quantiser's own shape inference contradicts.
+    # Shapes noted by an exporter carry names that the quantiser's own shape inference contradicts.
     del model.graph.value_info[:]
     with no_log_below(logging.ERROR, None):
         quantize_dynamic(

@@ -11,6 +11,7 @@ from compressor.stages.base import Stage
 if TYPE_CHECKING:
     from compressor.context import Context
     from compressor.export.family import Size
+    from compressor.export.graph import Template
     from compressor.supernet.subnetworks import Subnetwork
     from compressor.supernet.supernetwork import SuperNetwork
 
@@ -37,17 +38,19 @@ class Export(Stage):
 
     def run(self, context: "Context") -> str:
         from compressor.export.family import Family, write_family
+        from compressor.export.graph import Template
         from compressor.files import replace_folder, temporary_folder
 
         supernet = context.latest()
         supernet.train(False)
         sizes = context.sizes(supernet)
+        templates: dict[int, Template] = {}
         with temporary_folder(context.family_folder) as folder:
             with context.progress.task(self.type, len(sizes)) as shown:
                 entries = []
                 for name, size in sizes.items():
                     shown.note(name)
-                    entries.append(self._size(context, supernet, name, size, folder / name))
+                    entries.append(self._size(context, supernet, name, size, folder / name, templates))
                     shown.advance()
             task = context.data.task
             family = Family(
@@ -62,17 +65,31 @@ class Export(Stage):
         return f"{len(entries)} sizes" + (f", logits within {worst:.1e} of PyTorch's" if worst is not None else "")
 
     def _size(
-        self, context: "Context", supernet: "SuperNetwork", name: str, size: "Subnetwork", folder: Path
+        self,
+        context: "Context",
+        supernet: "SuperNetwork",
+        name: str,
+        size: "Subnetwork",
+        folder: Path,
+        templates: dict[int, "Template"],
     ) -> "Size":
         """Extract, save, export and check one size."""
+        import onnx
+
         from compressor import models
         from compressor.export.family import Size, describe_files
+        from compressor.export.graph import trace
         from compressor.supernet.extraction import extract
         from compressor.supernet.subnetworks import encoder_macs
 
         model = extract(supernet, size)
         models.save(model, context.data.tokenizer, folder)
-        parity = self._graphs(context, model, name, folder)
+        layers = len(size.kept)
+        if layers not in templates:
+            templates[layers] = trace(model, context.data.tokenizer.model_input_names)
+        graph = folder / "model.onnx"
+        onnx.save(templates[layers].fill(model), graph)
+        parity = self._check(context, model, name, graph)
         width, depth = context.multipliers[name]
         return Size(
             name=name,
@@ -87,20 +104,17 @@ class Export(Stage):
             parity=parity,
         )
 
-    def _graphs(self, context: "Context", model: Any, name: str, folder: Path) -> dict[str, float]:
-        """Write and check the ONNX files of one size; both come from the fp32 graph."""
-        from compressor.export.graph import export_graph
+    def _check(self, context: "Context", model: Any, name: str, graph: Path) -> dict[str, float]:
+        """Check the fp32 graph, write and check the int8 one; leave the files that were asked for."""
         from compressor.export.parity import check_fp32, check_int8
         from compressor.export.quantise import quantise
 
         parity: dict[str, float] = {}
         data = context.data
-        graph = folder / "model.onnx"
-        export_graph(model, graph, data.tokenizer.model_input_names)
         if "fp32" in self.precision:
             parity["fp32_difference"] = check_fp32(model, graph, self.tolerance, name, context.recipe.seed)
         if "int8" in self.precision:
-            quantised = folder / "model_int8.onnx"
+            quantised = graph.with_name("model_int8.onnx")
             quantise(graph, quantised)
             rows = data.train.select(range(min(self.examples, len(data.train))))
             limits = (self.int8_agreement, self.int8_max_drop)
