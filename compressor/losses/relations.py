@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compressor.losses.angles import Penalty, sum_of_angle_penalties
+
 Normalization = Literal["valid", "reference"]
-Penalty = Literal["l1", "l2", "smooth_l1"]
 
 _PENALTIES: dict[str, Callable[..., Tensor]] = {
     "l1": functional.l1_loss,
@@ -242,21 +243,54 @@ def _angles(
     window: int | None = None,
 ) -> Tensor:
     """Mean penalty between the cosines of teacher and student at every vertex i, over its neighbours j and k."""
+    grams = _gram(_centred(teacher, valid)), _gram(_centred(student, valid))
+    if window is None:
+        return _all_angles(*grams, valid, normalization, penalty)
+    return _windowed_angles(*grams, valid, normalization, penalty, window)
+
+
+def _all_angles(
+    teacher: Tensor, student: Tensor, valid: Tensor, normalization: Normalization, penalty: Penalty
+) -> Tensor:
+    """Every point is a neighbour of every other; Gram matrices [..., p, p]."""
+    teacher_sides, student_sides = (_sides(gram, _pairs(valid)) for gram in (teacher, student))
+    if normalization == "valid":
+        teacher_sides = student_sides = teacher_sides & student_sides
+        neighbours = student_sides.sum(-1)
+        count = (neighbours * (neighbours - 1)).sum()
+    else:
+        count = valid.sum(-1).pow(3).sum()
+    total = sum_of_angle_penalties(teacher, student, teacher_sides, student_sides, penalty)
+    return total / count.clamp(min=1)
+
+
+def _sides(gram: Tensor, pairs: Tensor) -> Tensor:
+    """Pairs whose distance has a length: one that is not lost in rounding, D² > eps (s_i + s_j)."""
+    gram = gram.detach()
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    sum_of_squares = square[..., :, None] + square[..., None, :]
+    return pairs & (sum_of_squares - 2 * gram > _tolerance(gram) * sum_of_squares + torch.finfo(gram.dtype).tiny)
+
+
+def _tolerance(gram: Tensor) -> float:
+    return 1e-6 if gram.dtype == torch.float32 else 1e-12
+
+
+def _windowed_angles(
+    teacher: Tensor, student: Tensor, valid: Tensor, normalization: Normalization, penalty: Penalty, window: int
+) -> Tensor:
+    """Neighbours stand within a window around the vertex; Gram matrices [..., p, p]."""
     index, inside = _neighbours(valid.shape[-1], window, valid.device)
     vertex = torch.arange(len(index), device=index.device)[:, None]
     sides = index != vertex
-    words = valid[..., :, None] & valid[..., index]
     if normalization == "valid":
-        sides = sides & inside & words
-    teacher_cosines, teacher_apart = _cosines(_gram(_centred(teacher, valid)), index, sides)
-    student_cosines, student_apart = _cosines(_gram(_centred(student, valid)), index, sides)
+        sides = sides & inside & valid[..., :, None] & valid[..., index]
+    teacher_cosines, teacher_apart = _windowed_cosines(teacher, index, sides)
+    student_cosines, student_apart = _windowed_cosines(student, index, sides)
     if normalization == "valid":
         both = teacher_apart & student_apart
-        different = ~torch.eye(index.shape[-1], dtype=torch.bool, device=index.device)
+        different = ~torch.eye(window, dtype=torch.bool, device=index.device)
         triples = both[..., :, None] & both[..., None, :] & different
-        count = triples.sum()
-    elif window is None:
-        triples = words[..., :, None] & words[..., None, :]
         count = triples.sum()
     else:
         # The authors mask the vertex alone: padding stands in the windows of a sentence's last words.
@@ -266,21 +300,18 @@ def _angles(
     return torch.where(triples, difference, 0).sum() / count.clamp(min=1)
 
 
-def _neighbours(points: int, window: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def _neighbours(points: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Indices [p, w] of the neighbours of each point, clamped at the borders, and where they were not clamped.
 
     Only `valid` leaves the clamped ones out; `reference` lets the first and the last word stand in for what lies
     beyond them, as the authors do, and so gives them more weight.
     """
-    position = torch.arange(points, device=device)
-    if window is None:
-        return position.expand(points, points), torch.ones((), dtype=torch.bool, device=device)
     reach = (window - 1) // 2
-    index = position[:, None] + torch.arange(-reach, reach + 1, device=device)
+    index = torch.arange(points, device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
     return index.clamp(0, points - 1), (index >= 0) & (index < points)
 
 
-def _cosines(gram: Tensor, index: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+def _windowed_cosines(gram: Tensor, index: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines of the angles at each vertex, and which of its sides have a length.
 
     Args:
@@ -290,17 +321,15 @@ def _cosines(gram: Tensor, index: Tensor, sides: Tensor) -> tuple[Tensor, Tensor
 
     Returns:
         Cosines [..., p, w, w], 0 where a side has no length or is not taken; and [..., p, w], true where
-        it is taken and has one. A length counts as none when it is lost in rounding: D² ≤ eps (s_i + s_j).
+        it is taken and has one.
     """
     square = gram.diagonal(dim1=-2, dim2=-1)
-    vertex = torch.arange(len(index), device=index.device)[:, None]
-    full = index.stride(0) == 0  # every point is a neighbour of every other: no copy needed
-    near = gram if full else gram[..., vertex, index]
-    across = gram[..., None, :, :] if full else gram[..., index[:, :, None], index[:, None, :]]
+    near = gram[..., torch.arange(len(index), device=index.device)[:, None], index]
+    across = gram[..., index[:, :, None], index[:, None, :]]
     sum_of_squares = square[..., :, None] + square[..., index]
     distance = sum_of_squares - 2 * near
-    tolerance = 1e-6 if gram.dtype == torch.float32 else 1e-12
-    apart = sides & (distance.detach() > tolerance * sum_of_squares.detach() + torch.finfo(gram.dtype).tiny)
+    least = _tolerance(gram) * sum_of_squares + torch.finfo(gram.dtype).tiny
+    apart = sides & (distance.detach() > least.detach())
     # The inner `where` keeps the gradient of the root finite where the outer one drops the value.
     inverse = torch.where(apart, torch.where(apart, distance, 1).rsqrt(), 0)
     product = across - near[..., :, None] - near[..., None, :] + square[..., :, None, None]
