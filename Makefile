@@ -17,10 +17,13 @@ test: lint
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -m slow
 
+# mypy is shown the package as setup.cfg installs it: export/ and recipes/ inside compressor/.
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p compressor
+	rm -rf build/installed && mkdir -p build/installed
+	cp -Rp compressor build/installed/ && cp -Rp export recipes build/installed/compressor/
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p compressor
 
 # torch is asked for by its exact version first: a range would bring gigabytes of CUDA libraries to a machine without a GPU.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt

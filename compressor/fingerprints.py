@@ -41,8 +41,10 @@ def _read_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     if "objective" in stage.reads:
         parts["objective"] = recipe.objective_of(stage).model_dump(mode="json")
     if "validation" in stage.reads:
-        local = isinstance(recipe.data, FileData)
-        parts["validation"] = _file(Path(recipe.data.validation)) if local else recipe.data.model_dump(mode="json")
+        data = recipe.data
+        parts["validation"] = (
+            _file(Path(data.validation)) if isinstance(data, FileData) else data.model_dump(mode="json")
+        )
     return parts
 
 

@@ -206,7 +206,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value]
     twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
     if twice is not None:
         raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
@@ -336,7 +336,7 @@ def _settings_in(annotation: Any) -> Iterator[type[Settings]]:
 
 def _cross_check(recipe: Recipe) -> Iterator[str]:
     """What each part allows but the whole does not."""
-    types = [stage.type for stage in recipe.stages]
+    types: list[str] = [stage.type for stage in recipe.stages]
     for place, stage in enumerate(recipe.stages):
         yield from _check_order(place, stage, types)
         yield from _check_labels(place, stage, recipe)

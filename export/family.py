@@ -1,7 +1,7 @@
 """The manifest of a family, `family.json`: what sizes there are, what they hold, score and cost. Imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,5 +122,6 @@ def read_family(folder: Path) -> Family:
 
 
 def _size(entry: dict[str, Any]) -> Size:
-    lists = {name.name for name in fields(Size) if str(name.type).startswith("tuple")}
-    return Size(**{key: tuple(value) if key in lists else value for key, value in entry.items()})
+    lists = ("kept_layers", "heads", "neurons")
+    values: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in entry.items()}
+    return Size(**values)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 def cells(row: Row) -> list[str]:
     """A row as a person reads it: millions, percent, MiB, milliseconds."""
-    formats = {
+    formats: dict[str, Callable[[Any], str]] = {
         "size": str,
         "parameters": lambda value: f"{value / 1e6:.2f} M",
         "macs": lambda value: f"{value / 1e6:,.1f} M",

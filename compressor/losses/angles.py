@@ -75,7 +75,7 @@ class _AnglePenalties(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None, None, None]:
         return None, ctx.gradient * upstream, None, None, None
 

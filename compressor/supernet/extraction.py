@@ -45,7 +45,7 @@ def extract(supernet: SuperNetwork, size: Subnetwork) -> Any:
 
 
 @cache
-def sized_classes(model_type: str) -> tuple[type, type]:
+def sized_classes(model_type: str) -> tuple[Any, Any]:
     """Configuration and model class of an architecture whose layers differ in heads and neurons.
 
     They subclass the stock ones: only the shapes of the sliced matrices differ. Stock classes build every layer
@@ -113,7 +113,7 @@ def _resize(model: Any, architecture: Architecture) -> None:
 
 
 def _replace(layer: nn.Module, name: str, *, rows: int | None = None, columns: int | None = None) -> None:
-    old = layer.get_submodule(name)
+    old: Any = layer.get_submodule(name)
     new = nn.Linear(
         columns or old.in_features,
         rows or old.out_features,

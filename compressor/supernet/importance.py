@@ -63,17 +63,20 @@ def _signed_scores(supernet: SuperNetwork) -> list[Tensor]:
     layers = supernet.model.base_model.get_submodule(table.layers)
     heads, inward, outward = [], [], []
     for layer in layers:
-        columns = sum(_columns(layer.get_submodule(name)) for name in table.head_columns)
-        heads.append(columns.view(-1, head_rows).sum(1))
-        inward.append(sum(_rows(layer.get_submodule(name)) for name in table.neuron_rows))
-        outward.append(sum(_columns(layer.get_submodule(name)) for name in table.neuron_columns))
+        heads.append(_sum(_columns, layer, table.head_columns).view(-1, head_rows).sum(1))
+        inward.append(_sum(_rows, layer, table.neuron_rows))
+        outward.append(_sum(_columns, layer, table.neuron_columns))
     return [torch.stack(scores) for scores in (heads, inward, outward)]
 
 
-def _rows(linear: nn.Linear) -> Tensor:
-    score = (linear.weight * linear.weight.grad).sum(1)
-    return score + linear.bias * linear.bias.grad
+def _sum(score: Callable[[Any], Tensor], layer: nn.Module, names: tuple[str, ...]) -> Tensor:
+    """A score summed over the matrices that it concerns."""
+    return torch.stack([score(layer.get_submodule(name)) for name in names]).sum(0)
 
 
-def _columns(linear: nn.Linear) -> Tensor:
+def _rows(linear: Any) -> Tensor:
+    return (linear.weight * linear.weight.grad).sum(1) + linear.bias * linear.bias.grad
+
+
+def _columns(linear: Any) -> Tensor:
     return (linear.weight * linear.weight.grad).sum(0)
