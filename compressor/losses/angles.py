@@ -42,13 +42,15 @@ def sum_of_angle_penalties(
     """
     shape = student.shape
     flat = (-1, *shape[-2:])
-    total: Tensor = _AnglePenalties.apply(
-        teacher.detach().reshape(flat),
-        student.reshape(flat),
-        teacher_sides.reshape(flat),
-        student_sides.reshape(flat),
-        penalty,
-    )
+    # Autocast would take the sum of squares for a matrix product and do it in half precision.
+    with torch.autocast(student.device.type, enabled=False):
+        total: Tensor = _AnglePenalties.apply(
+            teacher.detach().reshape(flat),
+            student.reshape(flat),
+            teacher_sides.reshape(flat),
+            student_sides.reshape(flat),
+            penalty,
+        )
     return total
 
 

@@ -1,0 +1,260 @@
+"""The relations against the authors' values, difference vectors, gradients and the invariances of the paper."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from compressor import losses
+
+RELATIONS: dict[str, Callable[..., Tensor]] = {
+    "word_pair": losses.word_pair,
+    "word_distance": losses.word_distance,
+    "word_angle": losses.word_angle,
+    "word_angle windowed": lambda *args, **options: losses.word_angle(*args, window=5, **options),
+    "layer_pair": losses.layer_pair,
+    "layer_distance": losses.layer_distance,
+    "layer_angle": losses.layer_angle,
+}
+ANGLES = ("word_angle", "word_angle windowed", "layer_angle")
+EVERY = pytest.mark.parametrize("name", RELATIONS)
+BOTH = pytest.mark.parametrize("normalization", ["valid", "reference"])
+
+GOLDEN_FORMS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "word_pair cosine KL": (losses.word_pair, {}),
+    "word_pair squared-L2 mean-normalised smooth-L1": (losses.word_distance, {}),
+    "word_pair squared-L2 mean-normalised L2": (losses.word_distance, {"penalty": "l2"}),
+    "word_angle full L2": (losses.word_angle, {}),
+    "word_angle full smooth-L1": (losses.word_angle, {"penalty": "smooth_l1"}),
+    "word_angle window 5 L2 (clamped borders, centre mask)": (losses.word_angle, {"window": 5}),
+    "layer_pair cosine KL": (losses.layer_pair, {}),
+    "layer_pair squared-L2 mean-normalised smooth-L1": (losses.layer_distance, {}),
+    "layer_angle L2": (losses.layer_angle, {}),
+}
+
+
+def states(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
+
+
+def test_every_golden_value_and_gradient(golden: ModuleType) -> None:
+    assert set(GOLDEN_FORMS) == set(golden.GOLDEN)
+    teacher, mask = torch.tensor(golden.TEACHER, dtype=torch.float64), torch.tensor(golden.MASK)
+    for name, (loss, options) in GOLDEN_FORMS.items():
+        student = torch.tensor(golden.STUDENT, dtype=torch.float64, requires_grad=True)
+        value = loss(teacher, student, mask, normalization="reference", **options)
+        value.backward()
+        assert student.grad is not None
+        expected_value, expected_norm = golden.GOLDEN[name]
+        assert value.item() == pytest.approx(expected_value, abs=1e-9), name
+        assert student.grad.norm().item() == pytest.approx(expected_norm, abs=1e-8), name
+
+
+def test_golden_logit_losses(golden: ModuleType) -> None:
+    student = torch.tensor([[0.2, -1, 0.5], [1, 0, -0.3]])
+    teacher = torch.tensor([[0.1, -0.5, 0.9], [2, 0.3, -1]])
+    assert losses.soft_cross_entropy(teacher, student, temperature=2).item() == pytest.approx(
+        golden.LOGITS["soft_cross_entropy"], abs=1e-6
+    )
+    value = losses.regression(teacher[:, :1], student[:, :1], temperature=2)
+    assert value.item() == pytest.approx(golden.LOGITS["regression"], abs=1e-6)
+
+
+def cosines_by_differences(points: Tensor) -> Tensor:
+    """[p, d] -> [p, p, p], from the difference vectors themselves."""
+    sides = points[None, :, :] - points[:, None, :]
+    length = sides.norm(dim=-1)
+    return torch.einsum("ijd,ikd->ijk", sides, sides) / (length[:, :, None] * length[:, None, :])
+
+
+def test_valid_angles_are_the_mean_over_triples_of_different_words() -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    errors: dict[str, list[Tensor]] = {"full": [], "window": []}
+    for b, words in enumerate((7, 5)):
+        for layer in range(3):
+            error = (
+                cosines_by_differences(student[b, layer, :words]) - cosines_by_differences(teacher[b, layer, :words])
+            ).square()
+            for i in range(words):
+                for j in range(words):
+                    for k in range(words):
+                        if len({i, j, k}) == 3:
+                            errors["full"].append(error[i, j, k])
+                            if max(abs(i - j), abs(i - k)) <= 2:
+                                errors["window"].append(error[i, j, k])
+    full = torch.stack(errors["full"]).mean()
+    window = torch.stack(errors["window"]).mean()
+    torch.testing.assert_close(losses.word_angle(teacher, student, MASK), full)
+    torch.testing.assert_close(losses.word_angle(teacher, student, MASK, window=5), window)
+    # A window over everything is no window.
+    torch.testing.assert_close(losses.word_angle(teacher, student, MASK, window=13), full)
+
+
+def test_valid_pairs_are_the_mean_over_ordered_pairs() -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    for b, words in enumerate((7, 5)):
+        for layer in range(3):
+            for i in range(words):
+                others = [j for j in range(words) if j != i]
+                p, q = (
+                    torch.cosine_similarity(x[b, layer, i], x[b, layer, others], dim=-1).log_softmax(-1)
+                    for x in (teacher, student)
+                )
+                total, pairs = total + (p.exp() * (p - q)).sum(), pairs + len(others)
+    torch.testing.assert_close(losses.word_pair(teacher, student, MASK), total / pairs)
+
+
+@EVERY
+@BOTH
+def test_gradcheck(name: str, normalization: str) -> None:
+    teacher, student = states(2, 2, 3, 6, 5), states(3, 2, 3, 6, 4).requires_grad_()
+    mask = MASK[:, :6]
+    assert torch.autograd.gradcheck(lambda x: RELATIONS[name](teacher, x, mask, normalization=normalization), student)
+
+
+@pytest.mark.parametrize("name", [name for name in RELATIONS if name.startswith("layer")])
+def test_layers_of_one_word_are_words_of_one_layer(name: str) -> None:
+    """LTR is WR with the two axes exchanged, where nothing is padded."""
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    swapped = RELATIONS[name.replace("layer", "word")](
+        teacher.transpose(1, 2), student.transpose(1, 2), torch.ones(2, 3)
+    )
+    torch.testing.assert_close(RELATIONS[name](teacher, student, torch.ones(2, 7)), swapped)
+
+
+@EVERY
+@BOTH
+def test_equal_states_give_nothing(name: str, normalization: str) -> None:
+    same = states(0, 2, 3, 7, 6)
+    assert RELATIONS[name](same, same.clone(), MASK, normalization=normalization).abs() < 1e-12
+
+
+@EVERY
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.1, 10))
+def test_rotation_and_scale_change_nothing(name: str, seed: int, factor: float) -> None:
+    teacher, student = states(seed, 2, 3, 7, 6), states(seed + 1, 2, 3, 7, 4)
+    rotation = torch.linalg.qr(states(seed + 2, 4, 4)).Q
+    turned = RELATIONS[name](teacher, student @ rotation * factor, MASK)
+    torch.testing.assert_close(turned, RELATIONS[name](teacher, student, MASK), rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ANGLES)
+def test_angles_do_not_change_under_translation(name: str) -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    moved = RELATIONS[name](teacher, student + 5 * states(2, 4), MASK)
+    torch.testing.assert_close(moved, RELATIONS[name](teacher, student, MASK))
+
+
+@EVERY
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_padding_does_not_matter(name: str, seed: int) -> None:
+    teacher, student = states(seed, 2, 3, 7, 6), states(seed + 1, 2, 3, 7, 4)
+    expected = RELATIONS[name](teacher, student, MASK)
+    teacher[1, :, 5:], student[1, :, 5:] = 1e3 * states(seed + 2, 3, 2, 6), -1e3 * states(seed + 3, 3, 2, 4)
+    torch.testing.assert_close(RELATIONS[name](teacher, student, MASK), expected)
+
+
+def degenerate(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    teacher, student, mask = states(0, 3, 3, 6, 5), states(1, 3, 3, 6, 4), torch.ones(3, 6)
+    if kind == "one word":
+        mask[0, 1:] = 0
+    elif kind == "no word":
+        mask[1] = 0
+    elif kind == "nothing at all":
+        mask[:] = 0
+    elif kind == "student's words coincide":
+        student[0, :, 2] = student[0, :, 1]
+        student[1] = 0
+    elif kind == "teacher's words coincide":
+        teacher[0, :, 2] = teacher[0, :, 1]
+        teacher[2] = 3.0
+    return teacher.float(), student.float().requires_grad_(), mask
+
+
+@EVERY
+@BOTH
+@pytest.mark.parametrize(
+    "kind", ["one word", "no word", "nothing at all", "student's words coincide", "teacher's words coincide"]
+)
+def test_degenerate_sets_give_finite_values_and_gradients(name: str, normalization: str, kind: str) -> None:
+    teacher, student, mask = degenerate(kind)
+    value = RELATIONS[name](teacher, student, mask, normalization=normalization)
+    value.backward()
+    assert student.grad is not None
+    assert value.isfinite() and student.grad.isfinite().all()
+    assert student.grad.abs().max() < 1e4
+    if kind == "nothing at all":
+        assert value == 0
+
+
+def test_sides_without_a_length_are_left_out_of_both_models() -> None:
+    """A word that stands twice in the student alone is as if its pair of positions were not compared."""
+    teacher, student = states(0, 1, 1, 4, 5), states(1, 1, 1, 4, 4)
+    student[0, 0, 3] = student[0, 0, 2]
+    t, s = cosines_by_differences(teacher[0, 0]), cosines_by_differences(student[0, 0])
+    kept = [
+        (s[i, j, k] - t[i, j, k]).square()
+        for i in range(4)
+        for j in range(4)
+        for k in range(4)
+        if len({i, j, k}) == 3 and {i, j} != {2, 3} and {i, k} != {2, 3}
+    ]
+    torch.testing.assert_close(losses.word_angle(teacher, student, torch.ones(1, 4)), torch.stack(kept).mean())
+
+
+def test_anisotropic_states_keep_their_precision() -> None:
+    """BERT's upper layers: all tokens nearly parallel. Uncentred Gram matrices lose four digits here."""
+    teacher, student = states(0, 2, 2, 16, 64), states(1, 2, 2, 16, 64)
+    teacher, student = teacher + 30, student + 30
+    exact = losses.word_angle(teacher, student, torch.ones(2, 16))
+    single = losses.word_angle(teacher.float(), student.float(), torch.ones(2, 16))
+    assert single.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+@EVERY
+def test_half_precision_states_are_compared_in_single(name: str) -> None:
+    teacher, student = states(0, 2, 3, 7, 6).bfloat16(), states(1, 2, 3, 7, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = RELATIONS[name](teacher, student, MASK)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, RELATIONS[name](teacher.float(), student.float(), MASK))
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    teacher, student = states(0, 2, 3, 7, 6).requires_grad_(), states(1, 2, 3, 7, 4).requires_grad_()
+    for loss in RELATIONS.values():
+        loss(teacher, student, MASK).backward()
+    assert teacher.grad is None
+
+
+def test_hidden_mse_sums_over_states_and_leaves_padding_out() -> None:
+    teacher, student = states(0, 2, 3, 7, 4), states(1, 2, 3, 7, 4)
+    error = (teacher - student).square().mean(-1)
+    words = torch.cat([error[0], error[1, :, :5]], dim=1)
+    torch.testing.assert_close(losses.hidden_mse(teacher, student, MASK), words.mean(1).sum())
+    with_padding = losses.hidden_mse(teacher, student, MASK, normalization="reference")
+    torch.testing.assert_close(with_padding, error.mean((0, 2)).sum())
+
+
+def test_wrong_shapes_say_what_is_expected() -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    with pytest.raises(ValueError, match=r"teacher has \(2, 2, 7, 6\), student has \(2, 3, 7, 4\)"):
+        losses.word_pair(teacher[:, :2], student, MASK)
+    with pytest.raises(ValueError, match=r"mask must be \[B, n\] = \(2, 7\)"):
+        losses.layer_angle(teacher, student, MASK[:, :6])
+    with pytest.raises(ValueError, match="equal shapes"):
+        losses.hidden_mse(teacher, student, MASK)
+    for window in (4, 1):
+        with pytest.raises(ValueError, match="odd number"):
+            losses.word_angle(teacher, student, MASK, window=window)
