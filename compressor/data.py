@@ -95,6 +95,8 @@ def _load_file(path: Path, key: str) -> datasets.Dataset:
             )
         except Exception as error:  # pandas, pyarrow and datasets each raise their own
             cause = error.__cause__ or error
+            if "corresponds to no data" in str(cause):
+                return datasets.Dataset.from_dict({})
             raise CompressorError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
 
 

@@ -99,7 +99,7 @@ def _kind_of_model(value: Any) -> str:
 def _kind_of_data(value: Any) -> str:
     """Which form a `data:` section has, by the key that names its source."""
     keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
-    return "hub" if "hub" in keys else "generator" if "generator" in keys else "files"
+    return "data of the hub" if "hub" in keys else "generated data" if "generator" in keys else "data files"
 
 
 class Recipe(Settings):
@@ -113,7 +113,9 @@ class Recipe(Settings):
     ]
     task: Annotated[ClassificationSettings | RegressionSettings, Field(discriminator="type")]
     data: Annotated[
-        Annotated[FileData, Tag("files")] | Annotated[HubData, Tag("hub")] | Annotated[GeneratedData, Tag("generator")],
+        Annotated[FileData, Tag("data files")]
+        | Annotated[HubData, Tag("data of the hub")]
+        | Annotated[GeneratedData, Tag("generated data")],
         Discriminator(_kind_of_data),
     ]
     family: FamilySettings = FamilySettings()
@@ -131,12 +133,12 @@ class Recipe(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-# Names that pydantic puts into the path of an error where the schema has a choice.
+# Names that pydantic puts into the path of an error where the schema has a choice; none of them is a key there.
 _CHOICES: dict[str, type[Settings]] = {
     **STAGES,
-    "files": FileData,
-    "hub": HubData,
-    "generator": GeneratedData,
+    "data files": FileData,
+    "data of the hub": HubData,
+    "generated data": GeneratedData,
     "new model": ScratchModel,
     "text-classification": ClassificationSettings,
     "text-regression": RegressionSettings,

@@ -1,0 +1,192 @@
+"""The training loop: gradients of a plain loop, answers of teachers, what is logged."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from compressor.errors import CompressorError
+from compressor.losses.objective import Outputs, stack_states, terms
+from compressor.progress import Progress
+from compressor.settings import ObjectiveSettings, TrainingSettings
+from compressor.supernet.subnetworks import Subnetwork, grid, paired_states
+from compressor.supernet.supernetwork import SuperNetwork
+from compressor.tasks import Classification, Regression
+from compressor.training import Batches, Teacher, Training
+from tests.conftest import tiny_inputs, tiny_model
+
+EVERYTHING = ObjectiveSettings(
+    logits=1.0, labels=0.5, hidden_mse=0.1, word_pair=1.0, word_angle=10.0, layer_pair=1.0, layer_angle=10.0
+)
+TASK = Classification(("a", "b", "c"))
+
+
+def training(student: Any, teacher: Any, folder: Path, progress: Progress, **options: Any) -> Training:
+    supernet = SuperNetwork(student)
+    sizes = options.pop("sizes", grid(supernet.dimensions, (1.0, 0.5), (1.0, 0.5)))
+    taught_by = SuperNetwork(teacher)
+    return Training(
+        supernet,
+        sizes,
+        options.pop("objective", EVERYTHING),
+        TrainingSettings(**{"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, **options}),
+        options.pop("task", TASK),
+        progress,
+        folder / "metrics.jsonl",
+        Teacher(taught_by, dict.fromkeys(sizes, taught_by.whole), "paper"),
+    )
+
+
+def plain_gradients(student: Any, teacher: Any, sizes: dict[str, Subnetwork], batch: dict[str, torch.Tensor]) -> Any:
+    """One size after the other through autograd's own slices, everything computed anew for each."""
+    supernet, taught_by = SuperNetwork(copy.deepcopy(student)), SuperNetwork(copy.deepcopy(teacher))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    mask = inputs["attention_mask"]
+    for size in sizes.values():
+        with torch.no_grad():
+            taught = taught_by.model(**inputs, output_hidden_states=True)
+        output = supernet.run(size, supernet.embed(inputs), mask, hidden_states=True)
+        chosen = paired_states(size.kept, 4, "paper")
+        found = terms(
+            EVERYTHING,
+            TASK,
+            Outputs(output.logits, stack_states(output.hidden_states)),
+            Outputs(taught.logits, stack_states(taught.hidden_states, chosen)),
+            mask,
+            batch["labels"],
+        )
+        sum(found.values()).backward()  # type: ignore[union-attr]
+    return {name: p.grad for name, p in supernet.model.named_parameters()}
+
+
+def test_a_step_has_the_gradients_of_a_plain_loop(tmp_path: Path, quiet: Progress) -> None:
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student, teacher = tiny_model(**options), tiny_model(seed=5, **options)
+    batch = {**tiny_inputs(), "labels": torch.tensor([0, 2, 1])}
+    trained = training(student, teacher, tmp_path, quiet)
+    expected = plain_gradients(student, teacher, dict(trained.sizes), batch)
+    trained._step(batch)
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def rows(count: int = 24, labels: bool = True) -> datasets.Dataset:
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(5, 60, (4 + row % 5,), generator=generator).tolist() for row in range(count)]
+    columns: dict[str, Any] = {"input_ids": ids, "attention_mask": [[1] * len(x) for x in ids]}
+    if labels:
+        columns["labels"] = [sum(x) % 3 for x in ids]
+    return datasets.Dataset.from_dict(columns)
+
+
+class Tokenizer:
+    """What the collator needs of a tokenizer."""
+
+    padding_side = "right"
+
+    def pad(self, features: list[dict[str, Any]], **_: Any) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in features)
+        return {
+            key: torch.tensor([row[key] + [fill] * (length - len(row[key])) for row in features])
+            for key, fill in (("input_ids", 1), ("attention_mask", 0))
+        }
+
+
+def batches(count: int = 24, task: Any = TASK, seed: int | None = 0) -> Batches:
+    return Batches(rows(count), task, Tokenizer(), batch_size=4, seed=seed)
+
+
+def test_batches_are_padded_to_their_own_longest_text() -> None:
+    shapes = {tuple(batch["input_ids"].shape) for batch in batches(seed=None)}
+    assert {shape[1] for shape in shapes} <= set(range(4, 9)) and len(shapes) > 1
+    drawn = [batch["input_ids"] for batch in batches(200)]
+    padding = sum(int((ids == 1).sum()) for ids in drawn)
+    assert padding < 0.5 * sum(int((batch["input_ids"] == 1).sum()) for batch in batches(200, seed=None))
+    assert [ids.tolist() for ids in drawn] == [batch["input_ids"].tolist() for batch in batches(200)]
+
+
+def test_training_brings_every_size_closer_to_the_teacher(tmp_path: Path, quiet: Progress) -> None:
+    student, teacher = tiny_model(), tiny_model(seed=5)
+    trained = training(
+        student, teacher, tmp_path, quiet, objective=ObjectiveSettings(logits=1, hidden_mse=1), epochs=30
+    )
+    trained.run(batches(), "test")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) >= 50 and lines[-1]["step"] == 180
+    assert set(lines[0]["terms"]) == {"logits", "hidden_mse"}
+    for name in trained.sizes:
+        assert lines[-1]["sizes"][name] < 0.8 * lines[0]["sizes"][name]
+    assert lines[0]["learning_rate"] == 1e-3 and lines[-1]["learning_rate"] < 1e-5
+    assert not student.training
+
+
+def test_the_teacher_does_not_change(tmp_path: Path, quiet: Progress) -> None:
+    teacher = tiny_model(seed=5)
+    before = copy.deepcopy(teacher.state_dict())
+    training(tiny_model(), teacher, tmp_path, quiet).run(batches(), "test")
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_training_is_reproducible(tmp_path: Path, quiet: Progress) -> None:
+    results = []
+    for _ in range(2):
+        student = tiny_model()
+        torch.manual_seed(3)
+        training(student, tiny_model(seed=5), tmp_path, quiet).run(batches(), "test")
+        results.append(student.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_max_steps_cuts_and_epochs_repeat(tmp_path: Path, quiet: Progress) -> None:
+    for epochs, most, expected in ((2, None, 12), (2, 7, 7), (1, 100, 6)):
+        log = tmp_path / "metrics.jsonl"
+        log.unlink(missing_ok=True)
+        training(tiny_model(), tiny_model(), tmp_path, quiet, epochs=epochs, max_steps=most).run(batches(), "test")
+        assert json.loads(log.read_text().splitlines()[-1])["step"] == expected
+
+
+def test_a_loss_that_explodes_stops_and_names_the_size(tmp_path: Path, quiet: Progress) -> None:
+    student = tiny_model()
+    with torch.no_grad():
+        student.base_model.encoder.layer[0].intermediate.dense.weight[-1] = float("nan")
+    with pytest.raises(CompressorError, match=r"the loss of w1\.00-d1\.00 is nan within the 1 steps up to step 1"):
+        training(student, tiny_model(), tmp_path, quiet).run(batches(), "test")
+
+
+def test_a_teacher_of_the_same_width_answers_for_each_width() -> None:
+    teacher = SuperNetwork(tiny_model(seed=5))
+    students = grid(teacher.dimensions, (1.0, 0.5), (1.0, 0.5), "reference")
+    sizes = {name: grid(teacher.dimensions, (float(name[1:5]),), (1.0,))[f"{name[:5]}-d1.00"] for name in students}
+    inputs = tiny_inputs()
+    answers = Teacher(teacher, sizes, "reference").answer(inputs, students, states=True)
+    narrow = teacher.run(sizes["w0.50-d0.50"], teacher.embed(inputs), inputs["attention_mask"], hidden_states=True)
+    assert torch.equal(answers["w0.50-d0.50"].logits, narrow.logits)
+    states = answers["w0.50-d0.50"].states
+    assert states is not None
+    assert torch.equal(states, torch.stack([narrow.hidden_states[i] for i in (0, 2, 4)], dim=1))
+
+
+def test_regression_distils_and_learns(tmp_path: Path, quiet: Progress) -> None:
+    student, teacher = tiny_model(num_labels=1), tiny_model(seed=5, num_labels=1)
+    trained = training(student, teacher, tmp_path, quiet, objective=ObjectiveSettings(logits=1, labels=1))
+    trained.task = Regression()
+    trained.run(batches(task=Regression()), "test")
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["terms"]["logits"] > 0 and line["terms"]["labels"] > 0
+
+
+def test_an_objective_without_what_it_needs() -> None:
+    logits = torch.zeros(2, 3)
+    mask = torch.ones(2, 4)
+    for objective, message in (
+        (ObjectiveSettings(logits=1), "a teacher"),
+        (ObjectiveSettings(labels=1), "labels"),
+        (ObjectiveSettings(logits=1, hidden_mse=1), "states"),
+    ):
+        teacher = None if message == "a teacher" else Outputs(logits)
+        with pytest.raises(ValueError, match=message):
+            terms(objective, TASK, Outputs(logits), teacher, mask, None)
