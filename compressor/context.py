@@ -13,6 +13,7 @@ from compressor.data import Table, encode_labels, read, task_of, tokenise
 from compressor.errors import CompressorError
 from compressor.progress import Progress
 from compressor.recipe import Recipe, ScratchModel
+from compressor.supernet.architectures import dimensions_of
 from compressor.supernet.subnetworks import Subnetwork, grid, size_name
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Array, Task
@@ -64,6 +65,16 @@ class Context:
     def family_folder(self) -> Path:
         """Where the shipped family lies."""
         return self.output / "family"
+
+    def check(self) -> None:
+        """Read model configuration, data and tokenizer.
+
+        Raises:
+            CompressorError: any of them cannot be used, or two sizes of the family would be the same.
+        """
+        family = self.recipe.family
+        grid(dimensions_of(models.load_config(self.recipe.model)), family.widths, family.depths, family.depth_rule)
+        _ = self.data
 
     @cached_property
     def data(self) -> Data:

@@ -75,18 +75,20 @@ def run(recipe: Recipe, output: Path, progress: Progress) -> None:
         CompressorError: a user's mistake; finished stages stay.
     """
     steps = plan(recipe, output)
-    output.mkdir(parents=True, exist_ok=True)
-    _write_run(recipe, output, steps)
-    write_text(output / "recipe.yaml", recipe.to_yaml())
-    waiting = [step for step in steps if not step.done]
-    for step in steps[: len(steps) - len(waiting)]:
+    finished = [step for step in steps if step.done]
+    for step in finished:
         progress.say(f"{step.name}: done before ({format_seconds(step.seconds or 0)})")
-    if not waiting:
+    if len(finished) == len(steps):
         return
     # torch and transformers are loaded here, not before: a finished run is told at once.
     from compressor.context import Context
 
     context = Context(recipe, output, progress)
+    # Before anything is written: a mistake in model, data or sizes leaves no folder behind.
+    context.check()
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "recipe.yaml", recipe.to_yaml())
+    _write_run(recipe, output, steps)
     for step in steps:
         if not step.done:
             _run_step(context, step)

@@ -358,7 +358,8 @@ def _check_order(place: int, stage: Stage, types: list[str]) -> Iterator[str]:
         yield f"{path}: stands twice, at {before.index(stage.type)} already"
     for needed in stage.needs:
         if needed not in before:
-            yield f"{path}: {stage.type} needs a {needed} stage before it"
+            article = "an" if needed[0] in "aeiou" else "a"
+            yield f"{path}: {stage.type} needs {article} {needed} stage before it"
     for later in stage.precedes:
         if later in before:
             yield f"{path}: {stage.type} must stand before {later}, which is at {types.index(later)}"

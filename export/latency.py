@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from compressor.export.session import Array, open_session, run_session
 
 WARM_UP = 3

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from compressor.export.session import Array, open_session, run_session
 from torch import Tensor
 
 from compressor.errors import CompressorError
+from compressor.export.session import Array, open_session, run_session
 
 # Batch sizes and lengths: single texts, single tokens, and shapes that the example of the export did not have.
 SHAPES = ((1, 1), (1, 7), (2, 16), (5, 33), (8, 12))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx
 import torch
-from compressor.export.graph import no_log_below
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from compressor.export.graph import no_log_below
 
 
 def quantise(source: Path, target: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressor.export.family import Family
 from rich.table import Table
 
+from compressor.export.family import Family
 from compressor.files import write_text
 
 Row = dict[str, Any]

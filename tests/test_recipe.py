@@ -145,7 +145,7 @@ def stage_types(value: dict[str, Any], *types: str) -> dict[str, Any]:
     [
         (("finetune", "depth"), "stages[1] (depth): depth needs a width stage before it"),
         (("width", "reorder"), "stages[1] (reorder): reorder must stand before width, which is at 0"),
-        (("evaluate",), "stages[0] (evaluate): evaluate needs a export stage before it"),
+        (("evaluate",), "stages[0] (evaluate): evaluate needs an export stage before it"),
         (("width", "width"), "stages[1] (width): stands twice, at 0 already"),
         (("finetune", "width", "export"), "family.depths: 0.5 is asked for, and no depth stage trains it"),
         (("finetune", "export"), "family.widths: 0.5 is asked for, and no width stage trains it"),
