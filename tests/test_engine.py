@@ -280,8 +280,10 @@ def test_regression_on_pairs_goes_the_whole_way(tmp_path: Path, quiet: Progress)
     value = tiny_recipe(tmp_path)
     value["task"] = {"type": "text-regression", "metric": "pearson"}
     value["data"] |= {"text": "one", "text_pair": "two", "label": "score"}
-    stages(value, "export")[0] |= {"int8_agreement": 0.0, "int8_max_drop": 1.0}
+    # Enough to tell short from long: int8 cannot be compared with a model that answers the mean to everything.
+    stages(value, "finetune")[0] |= {"epochs": 30, "learning_rate": 3e-3}
+    stages(value, "depth")[0] |= {"epochs": 10}
     run(check_recipe(value, "r"), tmp_path / "run", quiet)
     family = read_family(tmp_path / "run" / "family")
     assert family.evaluation["metric"] == "pearson" and family.evaluation["baseline"] is None
-    assert all(-1 <= size.metrics["fp32"] <= 1 for size in family.sizes)
+    assert all(size.metrics["fp32"] > 0.5 and size.parity["int8_agreement"] > 0.5 for size in family.sizes)
