@@ -134,6 +134,8 @@ def _new_config(settings: ScratchModel, vocabulary: int) -> Any:
         max_position_embeddings=settings.max_positions,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
+        # Signals keep their size from layer to layer; BERT's 0.02 suits its 768 and leaves a narrow model stuck.
+        initializer_range=settings.hidden**-0.5,
     )
 
 
