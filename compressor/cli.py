@@ -27,6 +27,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A bundled rec
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as stages.width.epochs=1.")
 ]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 USER_ERROR = 2
@@ -36,7 +37,7 @@ USER_ERROR = 2
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/run"),
+    output: Output = Path("runs/run"),
     debug: Debug = False,
 ) -> None:
     """Run a recipe; stages that are done already are not run again."""
@@ -54,7 +55,7 @@ def run(
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/run"),
+    output: Output = Path("runs/run"),
     debug: Debug = False,
 ) -> None:
     """Show the stages, what is done already, and the sizes; nothing is executed."""
@@ -115,11 +116,7 @@ def _errors(debug: bool) -> Iterator[None]:
     """A user's mistake as one message and exit code 2; anything else says how to see more."""
     try:
         yield
-    except CompressorError as error:
-        if debug:
-            raise
-        _fail(f"error: {error}", USER_ERROR, error)
-    except OSError as error:
+    except (CompressorError, OSError) as error:
         if debug:
             raise
         _fail(f"error: {error}", USER_ERROR, error)

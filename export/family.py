@@ -61,7 +61,7 @@ class Family:
         sizes: the largest first.
         evaluation: metric, rows, what was scored against and the score of the best constant answer.
         benchmark: batch size, length, threads and machine of the latencies.
-        teacher: `metrics` and `latency_ms` of the teacher in PyTorch.
+        teacher: `parameters`, `macs`, and of PyTorch `metrics` and `latency_ms`.
     """
 
     architecture: str
@@ -70,7 +70,7 @@ class Family:
     sizes: tuple[Size, ...]
     evaluation: dict[str, Any] = field(default_factory=dict)
     benchmark: dict[str, Any] = field(default_factory=dict)
-    teacher: dict[str, dict[str, float]] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     compressor: str = __version__
 

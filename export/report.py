@@ -16,12 +16,11 @@ Row = dict[str, Any]
 
 def size_rows(family: Family) -> list[Row]:
     """One row a size with plain numbers, the teacher first; None where a figure was not measured."""
-    largest = family.sizes[0]
     rows = [
         {
             "size": "teacher",
-            "parameters": largest.parameters if largest.width == largest.depth == 1 else None,
-            "macs": largest.macs if largest.width == largest.depth == 1 else None,
+            "parameters": family.teacher.get("parameters"),
+            "macs": family.teacher.get("macs"),
             "torch": family.teacher.get("metrics", {}).get("torch"),
             "torch_ms": family.teacher.get("latency_ms", {}).get("torch"),
         }

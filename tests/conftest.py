@@ -7,7 +7,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import importlib.util
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -152,6 +151,3 @@ def run_copy(finished_run: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Pat
 @pytest.fixture
 def quiet() -> Progress:
     return Progress(Console(quiet=True))
-
-
-Maker = Callable[..., Any]

@@ -59,7 +59,7 @@ def sizes_of(folder: Path) -> dict[str, Subnetwork]:
 def test_every_width_of_one_trace_passes_the_gate(exported: tuple[SuperNetwork, Path]) -> None:
     supernet, folder = exported
     for name, size in sizes_of(folder).items():
-        assert check_fp32(extract(supernet, size), folder / f"{name}.onnx", 1e-4, name, seed=0) < 1e-5
+        assert check_fp32(extract(supernet, size), folder / f"{name}.onnx", 1e-4, name, longest=40) < 1e-5
 
 
 def test_the_gate_sees_a_single_changed_weight(exported: tuple[SuperNetwork, Path], tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_gate_sees_a_single_changed_weight(exported: tuple[SuperNetwork, Pat
     weight.CopyFrom(numpy_helper.from_array(value, weight.name))
     onnx.save(graph, tmp_path / "changed.onnx")
     with pytest.raises(CompressorError, match=r"uneven: logits of changed\.onnx differ from PyTorch's by .*batch"):
-        check_fp32(extract(supernet, sizes_of(folder)["uneven"]), tmp_path / "changed.onnx", 1e-4, "uneven", seed=0)
+        check_fp32(extract(supernet, sizes_of(folder)["uneven"]), tmp_path / "changed.onnx", 1e-4, "uneven", longest=40)
 
 
 def test_the_gate_sees_a_mask_that_is_ignored(exported: tuple[SuperNetwork, Path], tmp_path: Path) -> None:
@@ -87,7 +87,9 @@ def test_the_gate_sees_a_mask_that_is_ignored(exported: tuple[SuperNetwork, Path
         graph.graph.node.insert(0, node)
     onnx.save(graph, tmp_path / "unmasked.onnx")
     with pytest.raises(CompressorError, match="right padding"):
-        check_fp32(extract(supernet, sizes_of(folder)["uneven"]), tmp_path / "unmasked.onnx", 1e-4, "uneven", seed=0)
+        check_fp32(
+            extract(supernet, sizes_of(folder)["uneven"]), tmp_path / "unmasked.onnx", 1e-4, "uneven", longest=40
+        )
 
 
 def test_quantised_matrices_are_int8_per_channel(exported: tuple[SuperNetwork, Path], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
     logits = supernet.run(size, embeddings, inputs["attention_mask"]).logits
     assert torch.equal(logits, cut(**inputs).logits)
     onnx.save(trace(cut, list(inputs)).fill(cut), tmp_path / "model.onnx")
-    assert check_fp32(cut, tmp_path / "model.onnx", 1e-4, "w0.50-d0.50", seed=0) < 1e-5
+    assert check_fp32(cut, tmp_path / "model.onnx", 1e-4, "w0.50-d0.50", longest=40) < 1e-5
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.settings import Settings
+from compressor.settings import Settings, TrainingSettings
 
 if TYPE_CHECKING:
     from compressor.context import Context
@@ -34,3 +34,9 @@ class Stage(Settings):
     def run(self, context: "Context") -> str:
         """Do the work; the returned words are shown when it is done."""
         raise NotImplementedError
+
+
+class TrainingStage(Stage, TrainingSettings):
+    """A stage that trains and leaves a model."""
+
+    checkpoint: ClassVar[bool] = True

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from compressor.settings import ObjectiveSettings, TrainingSettings
-from compressor.stages.base import Stage
+from compressor.settings import ObjectiveSettings
+from compressor.stages.base import TrainingStage
 
 if TYPE_CHECKING:
     from compressor.context import Context
 
 
-class Depth(Stage, TrainingSettings):
+class Depth(TrainingStage):
     """Distil the width-adaptive network into every width and depth (DynaBERT, section 2.2, Algorithm 3).
 
     `teacher_width: full` runs the teacher once, at full width, as Huawei's code does; `same` runs it at the
@@ -24,10 +24,9 @@ class Depth(Stage, TrainingSettings):
     needs: ClassVar[tuple[str, ...]] = ("width",)
     precedes: ClassVar[tuple[str, ...]] = ("finetune_family", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family", "objective"})
-    checkpoint: ClassVar[bool] = True
 
     def run(self, context: "Context") -> str:
-        from compressor.stages.distillation import distil
+        from compressor.stages.learning import learn
         from compressor.supernet.subnetworks import Subnetwork
         from compressor.training import Teacher
 
@@ -40,4 +39,5 @@ class Depth(Stage, TrainingSettings):
                 name: Subnetwork(tuple(range(layers)), size.heads[:1] * layers, size.neurons[:1] * layers)
                 for name, size in sizes.items()
             }
-        return distil(context, self, student, sizes, Teacher(teacher, taught_by, context.recipe.family.depth_rule))
+        supervision = Teacher(teacher, taught_by, context.recipe.family.depth_rule)
+        return learn(context, self, student, sizes, context.recipe.objective_of(self), supervision)

@@ -40,6 +40,7 @@ class Export(Stage):
         from compressor.export.family import Family, write_family
         from compressor.export.graph import Template
         from compressor.files import replace_folder, temporary_folder
+        from compressor.supernet.subnetworks import encoder_macs
 
         supernet = context.latest()
         supernet.train(False)
@@ -58,6 +59,10 @@ class Export(Stage):
                 task={"type": context.recipe.task.type, **task.config()},
                 max_length=context.recipe.data.max_length,
                 sizes=tuple(entries),
+                teacher={
+                    "parameters": supernet.parameters(supernet.whole),
+                    "macs": encoder_macs(supernet.whole, supernet.dimensions, context.recipe.data.max_length),
+                },
             )
             write_family(family, folder)
             replace_folder(folder, context.family_folder)
@@ -112,7 +117,7 @@ class Export(Stage):
         parity: dict[str, float] = {}
         data = context.data
         if "fp32" in self.precision:
-            parity["fp32_difference"] = check_fp32(model, graph, self.tolerance, name, context.recipe.seed)
+            parity["fp32_difference"] = check_fp32(model, graph, self.tolerance, name, context.recipe.data.max_length)
         if "int8" in self.precision:
             quantised = graph.with_name("model_int8.onnx")
             quantise(graph, quantised)

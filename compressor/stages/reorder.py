@@ -47,7 +47,7 @@ def _loss(task: Any) -> Any:
         inputs, labels = split_labels(batch)
         logits = model(**inputs).logits
         if labels is None:
-            labels = label_tensor(task, task.predict(logits.detach().numpy()).tolist())
+            labels = label_tensor(task, task.predict(logits.detach().cpu().numpy()).tolist())
             if isinstance(task, Regression):
                 # The squared error against the own output is 0 everywhere: rank by the output itself.
                 return logits.mean()

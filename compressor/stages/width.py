@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from compressor.settings import ObjectiveSettings, TrainingSettings
-from compressor.stages.base import Stage
+from compressor.settings import ObjectiveSettings
+from compressor.stages.base import TrainingStage
 
 if TYPE_CHECKING:
     from compressor.context import Context
 
 
-class Width(Stage, TrainingSettings):
+class Width(TrainingStage):
     """Distil the teacher into every width at full depth (DynaBERT, section 2.1, Algorithm 2).
 
     All widths of the family learn from every batch; hidden states are compared one to one.
@@ -21,14 +21,13 @@ class Width(Stage, TrainingSettings):
 
     precedes: ClassVar[tuple[str, ...]] = ("depth", "finetune_family", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family", "objective"})
-    checkpoint: ClassVar[bool] = True
 
     def run(self, context: "Context") -> str:
-        from compressor.stages.distillation import distil
+        from compressor.stages.learning import learn
         from compressor.supernet.subnetworks import grid
         from compressor.training import Teacher
 
         student, teacher = context.latest(), context.teacher()
         sizes = grid(student.dimensions, context.recipe.family.widths, (1.0,))
         taught_by = Teacher(teacher, dict.fromkeys(sizes, teacher.whole), "paper")
-        return distil(context, self, student, sizes, taught_by)
+        return learn(context, self, student, sizes, context.recipe.objective_of(self), taught_by)
