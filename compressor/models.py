@@ -158,6 +158,9 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        # safetensors writes for the owner alone; what ships is served by somebody else.
+        file.chmod(0o644)
 
 
 def longest_input(config: Any) -> int:

@@ -98,6 +98,12 @@ def test_a_lost_family_is_exported_again(run_copy: Finished) -> None:
     assert names(plan(load_recipe(str(recipe)), output), done=False) == STAGES[5:]
 
 
+def test_a_lost_artifact_is_made_again_with_all_after_it(run_copy: Finished) -> None:
+    recipe, output = run_copy
+    shutil.rmtree(output / "stages" / "03-width")
+    assert names(plan(load_recipe(str(recipe)), output), done=False) == STAGES[2:]
+
+
 def test_the_same_seed_gives_the_same_weights(run_copy: Finished, tmp_path: Path, quiet: Progress) -> None:
     recipe, output = run_copy
     weights = output / "family" / "w0.50-d0.50" / "model.safetensors"

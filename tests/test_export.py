@@ -146,6 +146,7 @@ def test_the_manifest_describes_the_files(finished_run: Finished) -> None:
     for size in family.sizes:
         folder = family_folder / size.name
         assert {path.name for path in folder.iterdir()} == set(size.files)
+        assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
         for name, file in size.files.items():
             assert file == {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         assert {"config.json", "model.safetensors", "model.onnx", "model_int8.onnx", "tokenizer.json"} <= set(
