@@ -28,18 +28,18 @@ def written(folder: Path, name: str, text: str | bytes) -> Path:
     return path
 
 
-TEXTS, LABELS = ["good film", 'a lone " mark', "null"], [1, 0, 1]
+TEXTS, LABELS = ["good film", '" a lone mark', "null"], [1, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.tsv", 'sentence\tlabel\ngood film\t1\na lone " mark\t0\nnull\t1\n'),
-        ("a.tsv", b'\xef\xbb\xbfsentence\tlabel\r\ngood film\t1\r\na lone " mark\t0\r\nnull\t1\r\n'),
-        ("a.csv", 'sentence,label\ngood film,1\n"a lone "" mark",0\nnull,1\n'),
+        ("a.tsv", 'sentence\tlabel\ngood film\t1\n" a lone mark\t0\nnull\t1\n'),
+        ("a.tsv", b'\xef\xbb\xbfsentence\tlabel\r\ngood film\t1\r\n" a lone mark\t0\r\nnull\t1\r\n'),
+        ("a.csv", 'sentence,label\ngood film,1\n""" a lone mark",0\nnull,1\n'),
         (
             "a.jsonl",
-            '{"sentence": "good film", "label": 1}\n{"sentence": "a lone \\" mark", "label": 0}\n'
+            '{"sentence": "good film", "label": 1}\n{"sentence": "\\" a lone mark", "label": 0}\n'
             '{"sentence": "null", "label": 1}\n',
         ),
     ],

@@ -225,6 +225,13 @@ def test_neuron_importance_adds_both_sides(supernet: SuperNetwork) -> None:
     torch.testing.assert_close(importance(supernet, batches(), loss).neurons, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_importance_is_measured_without_dropout(supernet: SuperNetwork) -> None:
+    expected = importance(supernet, batches(), loss)
+    supernet.model.train()
+    found = importance(supernet, batches(), loss)
+    assert torch.equal(found.heads, expected.heads) and torch.equal(found.neurons, expected.neurons)
+
+
 def test_rewiring_preserves_the_function_and_sorts(supernet: SuperNetwork) -> None:
     inputs = tiny_inputs()
     before = supernet.model(**inputs).logits

@@ -74,6 +74,28 @@ def test_a_step_has_the_gradients_of_a_plain_loop(tmp_path: Path, quiet: Progres
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_a_run_has_the_weights_of_a_plain_loop(tmp_path: Path, quiet: Progress) -> None:
+    """Clipping, AdamW, the falling learning rate, gradients that start from zero at every step."""
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student, teacher = tiny_model(**options), tiny_model(seed=5, **options)
+    plain = copy.deepcopy(student)
+    trained = training(student, teacher, tmp_path, quiet, epochs=1, warmup=0.5, max_grad_norm=0.5, weight_decay=0.1)
+    trained.run(batches(), "test")
+
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.1)
+    norms = []
+    for step, batch in enumerate(batches()):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (step / 3 if step < 3 else (6 - step) / 3)
+        gradients = plain_gradients(plain, teacher, dict(trained.sizes), batch)
+        for name, parameter in plain.named_parameters():
+            parameter.grad = gradients[name]
+        norms.append(torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5))
+        optimizer.step()
+    assert min(norms) > 0.5
+    for (name, expected), found in zip(plain.named_parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5, msg=name)
+
+
 def rows(count: int = 24, labels: bool = True) -> datasets.Dataset:
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(5, 60, (4 + row % 5,), generator=generator).tolist() for row in range(count)]

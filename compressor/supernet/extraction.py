@@ -81,7 +81,6 @@ class _StrictLoading:
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, **options: Any) -> Any:
         asked_for_report = options.pop("output_loading_info", False)
-        options.pop("ignore_mismatched_sizes", None)
         try:
             model, report = super().from_pretrained(folder, *args, output_loading_info=True, **options)  # type: ignore[misc]
         except RuntimeError as error:
