@@ -1,0 +1,50 @@
+"""What README, docs and benchmarks tell people to run does run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compressor.recipe import bundled, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+def test_the_readmes_library_example_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    code = next(block for block in blocks if "losses" in block)
+    subprocess.run([sys.executable, "-c", code + "assert student.grad is not None"], check=True)
+
+
+def test_every_command_names_a_recipe_and_overrides_that_exist() -> None:
+    commands = [
+        match[1]
+        for page in PAGES
+        for match in re.finditer(r"compressor run (\S+[^\n]*(?:\\\n[^\n]*)*)", page.read_text())
+    ]
+    bundled_ones = [command for command in commands if command.split()[0] in bundled()]
+    assert len(bundled_ones) >= 5
+    for command in bundled_ones:
+        name, *words = command.split("#")[0].split()
+        plain = [word for word in words if re.fullmatch(r"[a-z_.]+=[^'\"$]+", word)]
+        load_recipe(name, plain)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["losses.py", "--batch", "2", "--length", "6", "--hidden", "8", "--states", "3", "--rounds", "1"]]
+)
+def test_benchmarks_run(arguments: list[str]) -> None:
+    script = ROOT / "benchmarks" / arguments[0]
+    result = subprocess.run([sys.executable, script, *arguments[1:]], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in result.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["word_pair", "word_angle", "layer_pair", "layer_angle"]
+    assert all(float(row[-1]) < 1e-3 for row in rows)
+
+
+def test_runs_are_compared(finished_run: tuple[Path, Path]) -> None:
+    script = ROOT / "benchmarks" / "compare.py"
+    result = subprocess.run([sys.executable, script, finished_run[1]], capture_output=True, text=True, check=True)
+    assert "| mean of the sizes |" in result.stdout and "| finetune |" in result.stdout
