@@ -61,7 +61,6 @@ def architecture_of(model_type: str) -> Architecture:
     Raises:
         CompressorError: the architecture is not supported.
     """
-    # A size that was cut out before carries its own model type in front: it can be read, not cut again.
     if model_type not in ARCHITECTURES:
         raise CompressorError(
             f"model: the architecture {model_type!r} is not supported; supported encoders: {', '.join(ARCHITECTURES)}"

@@ -135,11 +135,3 @@ def register(_: object = None) -> None:
 def is_sized(config: Any) -> bool:
     """Whether a configuration belongs to a size that was cut out of a super-network."""
     return str(config.model_type).startswith(PREFIX)
-
-
-def parameters(model: Any) -> int:
-    """Numbers that a model holds as parameters."""
-    return sum(tensor.numel() for tensor in model.parameters())
-
-
-__all__ = ["extract", "is_sized", "parameters", "register", "sized_classes"]
