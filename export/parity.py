@@ -1,6 +1,6 @@
 """Whether an ONNX file answers as the PyTorch model does: a gate, not a warning."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def check_fp32(model: Any, path: Path, tolerance: float, name: str, longest: int
 def check_int8(
     model: Any, path: Path, task: Any, batches: Any, labels: Array | None, limits: tuple[float, float], name: str
 ) -> dict[str, float]:
-    """Compare answers on real texts, padded on the right and on the left.
+    """Compare answers on real texts, padded on the right, padded on the left, and with words masked out.
 
     Args:
         task: a `compressor.tasks.Task`.
@@ -59,15 +59,10 @@ def check_int8(
         CompressorError: int8 agrees too little or loses too much.
     """
     session = open_session(path)
-    exact, right, left = [], [], []
-    for batch in batches:
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        exact.append(_torch_logits(model, inputs))
-        right.append(run_session(session, _arrays(inputs)))
-        left.append((_torch_logits(model, flipped := _left(inputs)), run_session(session, _arrays(flipped))))
-    expected, found = np.concatenate(exact), np.concatenate(right)
-    turned, found_turned = (np.concatenate(side) for side in zip(*left, strict=True))
-    agreement = min(task.agreement(expected, found), task.agreement(turned, found_turned))
+    batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
+    answers = {padding: _answers(model, session, map(move, batches)) for padding, move in _PADDINGS.items()}
+    expected, found = answers["right padding"]
+    agreement = min(task.agreement(*both) for both in answers.values())
     if not agreement >= limits[0]:
         raise CompressorError(
             f"{name}: {path.name} agrees with PyTorch on {agreement:.3f}, {limits[0]:.3f} is asked for"
@@ -105,12 +100,32 @@ def _masks(batch: int, length: int, random: torch.Generator) -> Iterator[tuple[s
         yield "holes", holey.long()
 
 
+def _answers(model: Any, session: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[Array, Array]:
+    """Logits [N, outputs] of the model and of the session."""
+    both = [(_torch_logits(model, inputs), run_session(session, _arrays(inputs))) for inputs in batches]
+    exact, found = (np.concatenate(side) for side in zip(*both, strict=True))
+    return exact, found
+
+
 def _left(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same texts with their padding moved to the left."""
     mask = inputs["attention_mask"]
     shift = mask.shape[1] - mask.sum(1, keepdim=True)
     index = (torch.arange(mask.shape[1]) - shift) % mask.shape[1]
     return {name: value.gather(1, index) for name, value in inputs.items()}
+
+
+def _holey(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same texts with every fifth token masked out."""
+    position = torch.arange(inputs["attention_mask"].shape[1])
+    return {**inputs, "attention_mask": inputs["attention_mask"] * (position % 5 != 3)}
+
+
+_PADDINGS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "right padding": lambda inputs: inputs,
+    "left padding": _left,
+    "holes": _holey,
+}
 
 
 @torch.no_grad()
