@@ -13,7 +13,7 @@ from compressor.data import Table, encode_labels, read, task_of, tokenise
 from compressor.errors import CompressorError
 from compressor.progress import Progress
 from compressor.recipe import Recipe, ScratchModel
-from compressor.supernet.architectures import dimensions_of
+from compressor.supernet.architectures import Dimensions, dimensions_of
 from compressor.supernet.subnetworks import Subnetwork, grid, size_name
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Array, Task
@@ -72,8 +72,7 @@ class Context:
         Raises:
             CompressorError: any of them cannot be used, or two sizes of the family would be the same.
         """
-        family = self.recipe.family
-        grid(dimensions_of(models.load_config(self.recipe.model)), family.widths, family.depths, family.depth_rule)
+        self.sizes(dimensions_of(models.load_config(self.recipe.model)))
         _ = self.data
 
     @cached_property
@@ -140,7 +139,7 @@ class Context:
         family = self.recipe.family
         return {size_name(width, depth): (width, depth) for depth in family.depths for width in family.widths}
 
-    def sizes(self, supernet: SuperNetwork) -> dict[str, Subnetwork]:
+    def sizes(self, dimensions: Dimensions) -> dict[str, Subnetwork]:
         """The recipe's family, the largest first."""
         family = self.recipe.family
-        return grid(supernet.dimensions, family.widths, family.depths, family.depth_rule)
+        return grid(dimensions, family.widths, family.depths, family.depth_rule)

@@ -3,15 +3,13 @@
 import csv
 import math
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, nearest, one_line
 from compressor.recipe import FileData, GeneratedData, HubData
 from compressor.tasks import Classification, Regression, Task
 
@@ -46,7 +44,7 @@ def read(settings: FileData | HubData | GeneratedData, split: Literal["train", "
     columns = {new: old for new, old in wanted.items() if old is not None}
     for new, old in columns.items():
         if old not in rows.column_names:
-            raise CompressorError(_no_such_column(f"data.{new}", old, rows.column_names, source))
+            raise CompressorError(f"data.{new}: {source} has no column {old!r}{nearest(old, rows.column_names)}")
     table = Table(datasets.Dataset.from_dict({new: rows[old][:] for new, old in columns.items()}), source)
     _check_texts(table)
     if split == "train" and settings.train_limit is not None and settings.train_limit < len(table.rows):
@@ -97,7 +95,7 @@ def _load_file(path: Path, key: str) -> datasets.Dataset:
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
                 return datasets.Dataset.from_dict({})
-            raise CompressorError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {_one_line(cause)}") from error
+            raise CompressorError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {one_line(cause)}") from error
 
 
 def _load_hub(settings: HubData, split: str) -> datasets.Dataset:
@@ -105,19 +103,9 @@ def _load_hub(settings: HubData, split: str) -> datasets.Dataset:
         return datasets.load_dataset(settings.hub, settings.config, split=split, revision=settings.revision)
     except Exception as error:  # connection, permission, unknown name, unknown split: all the user's to mend
         raise CompressorError(
-            f"data.hub: {settings.hub} cannot be loaded: {_one_line(error)}; local files are given as "
+            f"data.hub: {settings.hub} cannot be loaded: {one_line(error)}; local files are given as "
             "data.train=FILE data.validation=FILE"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _no_such_column(key: str, name: str, columns: Iterable[str], source: str) -> str:
-    near = get_close_matches(name, columns, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{key}: {source} has no column {name!r}{hint} It has: {', '.join(columns)}"
 
 
 def _check_texts(table: Table) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, one_line
 from compressor.recipe import ScratchModel
 from compressor.supernet.architectures import architecture_of, dimensions_of
 from compressor.supernet.extraction import is_sized
@@ -72,9 +72,8 @@ def _reading(source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:300]
         raise CompressorError(
-            f"model: {source} cannot be loaded: {cause}; where no hub is reachable, give a local folder"
+            f"model: {source} cannot be loaded: {one_line(error)}; where no hub is reachable, give a local folder"
         ) from error
 
 

@@ -1,7 +1,6 @@
 """The recipe: its schema, loading it from YAML with overrides, and errors that say what would be right."""
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, nearest, one_line
 from compressor.settings import Count, Fraction, Multiplier, ObjectiveSettings, Settings
 from compressor.stages import STAGES, AnyStage, Stage
 
@@ -199,7 +198,7 @@ def _find(name: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             raise CompressorError(f"recipe {name} cannot be read: {error}") from error
     if name not in bundled():
-        raise CompressorError(f"there is no recipe {name!r}{_nearest(name, bundled())} (or a path that ends in .yaml)")
+        raise CompressorError(f"there is no recipe {name!r}{nearest(name, bundled())} (or a path that ends in .yaml)")
     return (resources.files("compressor.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -227,7 +226,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CompressorError(f"recipe {name}: {' '.join(str(error).split())}") from error
+        raise CompressorError(f"recipe {name}: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise CompressorError(
             f"recipe {name}: a mapping is needed (model:, task:, data:, stages:), not {type(value).__name__}"
@@ -242,7 +241,7 @@ def _apply(value: dict[str, Any], override: str) -> None:
     try:
         new = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise CompressorError(f"override {override!r}: the value is no YAML: {' '.join(str(error).split())}") from error
+        raise CompressorError(f"override {override!r}: the value is no YAML: {one_line(error)}") from error
     *parents, last = path.split(".")
     here: Any = value
     for depth, key in enumerate(parents):
@@ -272,13 +271,7 @@ def _place(stages: list[Any], key: str, path: str) -> int:
         return types.index(key)
     if key.isdecimal() and int(key) < len(stages):
         return int(key)
-    raise CompressorError(f"override {path}: the recipe has no stage {key!r}{_nearest(key, types)}")
-
-
-def _nearest(name: object, allowed: Iterable[str]) -> str:
-    names = list(allowed)
-    near = get_close_matches(str(name), names, n=1)
-    return (f"; did you mean {near[0]!r}?" if near else ";") + f" allowed: {', '.join(names)}"
+    raise CompressorError(f"override {path}: the recipe has no stage {key!r}{nearest(key, types)}")
 
 
 def _explain(error: Any, value: dict[str, Any]) -> str:
@@ -286,15 +279,15 @@ def _explain(error: Any, value: dict[str, Any]) -> str:
     path, kind, context = _path(error["loc"], value), error["type"], error.get("ctx", {})
     last = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "extra_forbidden":
-        return f"{path}: unknown key{_nearest(last, _keys_at(error['loc'][:-1]))}"
+        return f"{path}: unknown key{nearest(last, _keys_at(error['loc'][:-1]))}"
     if kind == "union_tag_invalid":
         allowed = [tag.strip("' ") for tag in context["expected_tags"].split(",")]
-        return f"{path}.type: {context['tag']!r} is not known{_nearest(context['tag'], allowed)}"
+        return f"{path}.type: {context['tag']!r} is not known{nearest(context['tag'], allowed)}"
     if kind == "union_tag_not_found":
         return f"{path}: a `type` is missing"
     if kind == "literal_error":
         allowed = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        return f"{path}: {error['input']!r} is not allowed{_nearest(error['input'], allowed)}"
+        return f"{path}: {error['input']!r} is not allowed{nearest(error['input'], allowed)}"
     if kind == "missing":
         return f"{path}: missing"
     if kind == "value_error":

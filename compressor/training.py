@@ -92,11 +92,15 @@ class Teacher:
             for size in set(self.sizes.values())
         }
         layers = self.supernet.dimensions.layers
+        # Students of one depth are compared with the same states: they are stacked once for all widths.
+        shared: dict[tuple[Subnetwork, tuple[int, ...]], Outputs] = {}
         answers = {}
         for name, student in students.items():
-            output = outputs[self.sizes[name]]
-            chosen = paired_states(student.kept, layers, self.rule)
-            answers[name] = Outputs(output.logits, stack_states(output.hidden_states, chosen) if states else None)
+            key = (self.sizes[name], paired_states(student.kept, layers, self.rule))
+            if key not in shared:
+                output = outputs[key[0]]
+                shared[key] = Outputs(output.logits, stack_states(output.hidden_states, key[1]) if states else None)
+            answers[name] = shared[key]
         return answers
 
 

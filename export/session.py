@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, one_line
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +28,7 @@ def open_session(path: Path, threads: int | None = None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own for each kind of fault
-        raise CompressorError(f"{path} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+        raise CompressorError(f"{path} cannot be opened: {one_line(error)}") from error
 
 
 def run_session(session: Any, inputs: Mapping[str, Array]) -> Array:

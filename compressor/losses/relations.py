@@ -91,7 +91,8 @@ def word_angle(
         mask: [B, n], 1 for words, 0 for padding.
         normalization: `valid` divides by the number of valid triples, `reference` by L·Σn³ (L·window²·Σn).
         window: odd number of words around i (i included) that j and k are taken from; None takes all.
-            The authors run 21 (`WR_Angle_window`). Memory is B·L·n³ numbers without it, B·L·n·window² with it.
+            The authors run 21 (`WR_Angle_window`). Without it the angles are streamed and memory stays at B·L·n²
+            numbers; with it it is B·L·n·window².
         penalty: compares the two cosines; the authors' default is the squared error.
 
     Raises:

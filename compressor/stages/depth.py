@@ -31,7 +31,7 @@ class Depth(TrainingStage):
         from compressor.training import Teacher
 
         student, teacher = context.latest(), context.load(context.checkpoints["width"])
-        sizes = context.sizes(student)
+        sizes = context.sizes(student.dimensions)
         layers = teacher.dimensions.layers
         taught_by = dict.fromkeys(sizes, teacher.whole)
         if self.teacher_width == "same":

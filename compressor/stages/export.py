@@ -44,7 +44,7 @@ class Export(Stage):
 
         supernet = context.latest()
         supernet.train(False)
-        sizes = context.sizes(supernet)
+        sizes = context.sizes(supernet.dimensions)
         templates: dict[int, Template] = {}
         with temporary_folder(context.family_folder) as folder:
             with context.progress.task(self.type, len(sizes)) as shown:

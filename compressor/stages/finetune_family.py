@@ -23,4 +23,4 @@ class FinetuneFamily(TrainingStage):
         from compressor.stages.learning import learn
 
         supernet = context.latest()
-        return learn(context, self, supernet, context.sizes(supernet), ObjectiveSettings(labels=1.0))
+        return learn(context, self, supernet, context.sizes(supernet.dimensions), ObjectiveSettings(labels=1.0))
