@@ -1,107 +1,27 @@
 """The training loop: several sub-networks a step, one optimiser step for all of them."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, get_linear_schedule_with_warmup
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import get_linear_schedule_with_warmup
 
 from compressor.errors import CompressorError
 from compressor.losses.objective import Outputs, stack_states, terms
 from compressor.progress import Progress
 from compressor.settings import ObjectiveSettings, TrainingSettings
-from compressor.supernet.subnetworks import DepthRule, Subnetwork, paired_states
+from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
-from compressor.tasks import Array, Task, label_tensor
-
-Batch = dict[str, Tensor]
-
-
-class Batches:
-    """Token ids in batches, each padded to its own longest text.
-
-    Args:
-        rows: what `data.tokenise` gave.
-        seed: draws the order; texts of similar length share a batch. None keeps the order of the rows.
-    """
-
-    def __init__(
-        self, rows: datasets.Dataset, task: Task, tokenizer: Any, batch_size: int, seed: int | None = None
-    ) -> None:
-        self._task = task
-        self._pad = DataCollatorWithPadding(tokenizer)
-        sampler = None
-        if seed is not None:
-            lengths = [len(ids) for ids in rows["input_ids"]]
-            generator = torch.Generator().manual_seed(seed)
-            sampler = LengthGroupedSampler(batch_size, lengths=lengths, generator=generator)
-        self._loader = DataLoader(rows, batch_size=batch_size, sampler=sampler, collate_fn=self._collate)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
-
-    def _collate(self, rows: list[dict[str, Any]]) -> Batch:
-        labels = [row.pop("labels") for row in rows if "labels" in row]
-        batch = dict(self._pad(rows))
-        if labels:
-            batch["labels"] = label_tensor(self._task, labels)
-        return batch
-
-
-def split_labels(batch: Batch) -> tuple[Batch, Tensor | None]:
-    """A batch without its labels, and the labels."""
-    return {name: value for name, value in batch.items() if name != "labels"}, batch.get("labels")
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The model that is distilled, and which sub-network of it teaches each size.
-
-    Attributes:
-        supernet: its weights do not change, its dropout is off.
-        sizes: by the student's name; equal ones are run once a batch.
-        rule: how the students' hidden states are paired with the teacher's.
-    """
-
-    supernet: SuperNetwork
-    sizes: Mapping[str, Subnetwork]
-    rule: DepthRule
-
-    def __post_init__(self) -> None:
-        self.supernet.train(False)
-        self.supernet.model.requires_grad_(False)
-
-    @torch.no_grad()
-    def answer(self, inputs: Batch, students: Mapping[str, Subnetwork], states: bool) -> dict[str, Outputs]:
-        """Logits and paired states for every student of a batch."""
-        embeddings = self.supernet.embed(inputs)
-        outputs = {
-            size: self.supernet.run(size, embeddings, inputs["attention_mask"], hidden_states=states)
-            for size in set(self.sizes.values())
-        }
-        layers = self.supernet.dimensions.layers
-        # Students of one depth are compared with the same states: they are stacked once for all widths.
-        shared: dict[tuple[Subnetwork, tuple[int, ...]], Outputs] = {}
-        answers = {}
-        for name, student in students.items():
-            key = (self.sizes[name], paired_states(student.kept, layers, self.rule))
-            if key not in shared:
-                output = outputs[key[0]]
-                shared[key] = Outputs(output.logits, stack_states(output.hidden_states, key[1]) if states else None)
-            answers[name] = shared[key]
-        return answers
+from compressor.tasks import Task
+from compressor.training.batches import Batch, Batches, split_labels
+from compressor.training.teacher import Teacher
 
 
 @dataclass
@@ -211,23 +131,9 @@ class Training:
 def _endless(batches: Batches, steps: int) -> Iterator[Batch]:
     """As many batches as there are steps, from as many epochs as they take."""
     done = 0
-    while True:
-        for batch in batches:
+    for epoch in itertools.count():
+        for batch in batches.epoch(epoch):
             if done == steps:
                 return
             done += 1
             yield batch
-
-
-@torch.no_grad()
-def predict(run: Callable[[Batch], Tensor], batches: Batches) -> Array:
-    """Logits [N, outputs] of every row, in order, for a function from a batch to logits."""
-    logits = [run(split_labels(batch)[0]).float().cpu() for batch in batches]
-    return torch.cat(logits).numpy()
-
-
-def whole_model(model: Any) -> Callable[[Batch], Tensor]:
-    """A stock model as a function from a batch to logits, dropout off."""
-    model.eval()
-    device = next(model.parameters()).device
-    return lambda batch: model(**{name: value.to(device) for name, value in batch.items()}).logits

@@ -1,0 +1,24 @@
+"""Answers of models, batch after batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.tasks import Array
+from compressor.training.batches import Batch, Batches, split_labels
+
+
+@torch.no_grad()
+def predict(run: Callable[[Batch], Tensor], batches: Batches) -> Array:
+    """Logits [N, outputs] of every row, in order, for a function from a batch to logits."""
+    logits = [run(split_labels(batch)[0]).float().cpu() for batch in batches]
+    return torch.cat(logits).numpy()
+
+
+def whole_model(model: Any) -> Callable[[Batch], Tensor]:
+    """A stock model as a function from a batch to logits, dropout off."""
+    model.eval()
+    device = next(model.parameters()).device
+    return lambda batch: model(**{name: value.to(device) for name, value in batch.items()}).logits
