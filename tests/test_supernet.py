@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from compressor.errors import CompressorError
 from compressor.supernet.architectures import Dimensions
+from compressor.supernet.dropout import ThriftyDropout
 from compressor.supernet.importance import importance
 from compressor.supernet.rewiring import rewire
 from compressor.supernet.subnetworks import (
@@ -247,3 +248,31 @@ def test_rewiring_preserves_the_function_and_sorts(supernet: SuperNetwork) -> No
 def test_importance_without_data_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         importance(SuperNetwork(tiny_model()), [], loss)
+
+
+def test_thrifty_dropout_drops_as_often_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(64, 33, 41, requires_grad=True)
+    dropout = ThriftyDropout(0.1)
+    dropped = dropout(ones)
+    dropped.sum().backward()
+    assert set(dropped.unique().tolist()) == {0.0, dropped.max().item()}
+    # 86,592 elements: five standard deviations are 0.005.
+    assert abs((dropped == 0).float().mean().item() - 0.1) < 0.005
+    assert abs(dropped.max().item() - 1 / 0.9) < 1e-4
+    assert ones.grad is not None and torch.equal(ones.grad, dropped.detach())
+    assert not torch.equal(dropout(ones), dropped)
+    assert torch.equal(dropout.eval()(ones), ones)
+    assert not ThriftyDropout(1.0)(ones).count_nonzero()
+
+
+def test_skeletons_drop_with_thrifty_dropout() -> None:
+    supernet = SuperNetwork(tiny_model(hidden_dropout_prob=0.3))
+    inputs = tiny_inputs()
+    embeddings = supernet.embed(inputs).detach()
+    supernet.run(supernet.whole, embeddings, inputs["attention_mask"])
+    found = [module for module in supernet._skeleton(4).modules() if isinstance(module, nn.Dropout)]
+    assert {type(module) for module in found} == {ThriftyDropout} and {module.p for module in found} == {0.3, 0.1}
+    supernet.train(True)
+    answers = [supernet.run(supernet.whole, embeddings, inputs["attention_mask"]).logits for _ in range(2)]
+    assert not torch.equal(*answers)

@@ -13,10 +13,11 @@ from compressor.errors import CompressorError
 from compressor.losses.objective import Outputs, stack_states, terms
 from compressor.progress import Progress
 from compressor.settings import ObjectiveSettings, TrainingSettings
-from compressor.supernet.subnetworks import Subnetwork, grid, paired_states
+from compressor.supernet.subnetworks import DepthRule, Subnetwork, grid, paired_states
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Classification, Regression
 from compressor.training import Batches, Teacher, Training
+from compressor.training.step import GradientStep
 from tests.conftest import tiny_inputs, tiny_model
 
 EVERYTHING = ObjectiveSettings(
@@ -41,7 +42,13 @@ def training(student: Any, teacher: Any, folder: Path, progress: Progress, **opt
     )
 
 
-def plain_gradients(student: Any, teacher: Any, sizes: dict[str, Subnetwork], batch: dict[str, torch.Tensor]) -> Any:
+def plain_gradients(
+    student: Any,
+    teacher: Any,
+    sizes: dict[str, Subnetwork],
+    batch: dict[str, torch.Tensor],
+    rule: DepthRule = "paper",
+) -> Any:
     """One size after the other through autograd's own slices, everything computed anew for each."""
     supernet, taught_by = SuperNetwork(copy.deepcopy(student)), SuperNetwork(copy.deepcopy(teacher))
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -50,7 +57,7 @@ def plain_gradients(student: Any, teacher: Any, sizes: dict[str, Subnetwork], ba
         with torch.no_grad():
             taught = taught_by.model(**inputs, output_hidden_states=True)
         output = supernet.run(size, supernet.embed(inputs), mask, hidden_states=True)
-        chosen = paired_states(size.kept, 4, "paper")
+        chosen = paired_states(size.kept, 4, rule)
         found = terms(
             EVERYTHING,
             TASK,
@@ -63,13 +70,17 @@ def plain_gradients(student: Any, teacher: Any, sizes: dict[str, Subnetwork], ba
     return {name: p.grad for name, p in supernet.model.named_parameters()}
 
 
-def test_a_step_has_the_gradients_of_a_plain_loop(tmp_path: Path, quiet: Progress) -> None:
+@pytest.mark.parametrize("rule", ["paper", "reference"])
+def test_a_step_has_the_gradients_of_a_plain_loop(rule: DepthRule) -> None:
+    """Depths that begin alike, too: of four layers, 0.75 keeps 1, 2 and 4 (paper) or 1, 2 and 3 (reference)."""
     options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     student, teacher = tiny_model(**options), tiny_model(seed=5, **options)
     batch = {**tiny_inputs(), "labels": torch.tensor([0, 2, 1])}
-    trained = training(student, teacher, tmp_path, quiet)
-    expected = plain_gradients(student, teacher, dict(trained.sizes), batch)
-    trained._step(batch)
+    supernet, taught_by = SuperNetwork(student), SuperNetwork(teacher)
+    sizes = grid(supernet.dimensions, (1.0, 0.5), (1.0, 0.75, 0.5), rule)
+    expected = plain_gradients(student, teacher, sizes, batch, rule)
+    teaching = Teacher(taught_by, dict.fromkeys(sizes, taught_by.whole), rule)
+    GradientStep(supernet, EVERYTHING, TASK, teaching)(batch, sizes)
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -212,3 +223,11 @@ def test_an_objective_without_what_it_needs() -> None:
         teacher = None if message == "a teacher" else Outputs(logits)
         with pytest.raises(ValueError, match=message):
             terms(objective, TASK, Outputs(logits), teacher, mask, None)
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+    orders = [batches(200, seed=seed).order(epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(place for batch in order for place in batch) == list(range(200)) for order in orders)
+    assert all(first != second for place, first in enumerate(orders) for second in orders[:place])
+    left = [batch["input_ids"].tolist() for batch in batches(200, seed=1).epoch(1, skip=30)]
+    assert left == [batch["input_ids"].tolist() for batch in batches(200, seed=1).epoch(1)][30:]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compressor.supernet.architectures import Architecture, Dimensions, architecture_of, dimensions_of
+from compressor.supernet.dropout import ThriftyDropout
 from compressor.supernet.subnetworks import Subnetwork, whole
 from compressor.supernet.views import View, count, views
 
@@ -133,5 +134,13 @@ class SuperNetwork:
             with torch.device("meta"):
                 skeleton = type(self.model)(config)
             setattr(skeleton.base_model, self.architecture.embeddings, _GivenEmbeddings())
+            _replace_dropout(skeleton)
             self._skeletons[layers] = skeleton.train(self.model.training)
         return self._skeletons[layers]
+
+
+def _replace_dropout(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.Dropout:
+            setattr(module, name, ThriftyDropout(child.p))
+        _replace_dropout(child)

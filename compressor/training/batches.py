@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from compressor.seeds import seed_of
 from compressor.tasks import Task, label_tensor
 
 Batch = dict[str, Tensor]
@@ -43,8 +44,7 @@ class Batches:
         """Row numbers (from 0) of each batch of an epoch: a function of the seed and the epoch alone."""
         places = list(range(len(self._rows)))
         if self._seed is not None:
-            # One number of both, by torch's own mixing of a seed: epochs of neighbouring seeds share no order.
-            generator = torch.Generator().manual_seed(self._seed + (epoch << 32))
+            generator = torch.Generator().manual_seed(seed_of(self._seed, "epoch", epoch))
             places = list(LengthGroupedSampler(self._batch_size, lengths=self._lengths, generator=generator))
         return [places[start : start + self._batch_size] for start in range(0, len(places), self._batch_size)]
 

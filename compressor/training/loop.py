@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from compressor.errors import CompressorError
-from compressor.losses.objective import Outputs, stack_states, terms
 from compressor.progress import Progress
 from compressor.settings import ObjectiveSettings, TrainingSettings
 from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Task
-from compressor.training.batches import Batch, Batches, split_labels
+from compressor.training.batches import Batch, Batches
+from compressor.training.step import GradientStep
 from compressor.training.teacher import Teacher
 
 
@@ -58,13 +58,7 @@ class Training:
             self.teacher.supernet.model.to(device)
         total = self._steps(len(batches))
         parameters = [p for p in self.supernet.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=self.settings.learning_rate,
-            eps=1e-8,
-            weight_decay=self.settings.weight_decay,
-            fused=True,
-        )
+        optimizer = optimizer_of(parameters, self.settings.learning_rate, self.settings.weight_decay)
         schedule = get_linear_schedule_with_warmup(optimizer, int(self.settings.warmup * total), total)
         every = max(1, total // 100)
         self.supernet.train(True)
@@ -89,24 +83,12 @@ class Training:
         return min(planned, self.settings.max_steps or planned)
 
     def _step(self, batch: Batch) -> None:
-        """Add the gradients of all sizes for one batch; embeddings run forward and backward once for all."""
-        inputs, labels = split_labels(batch)
-        mask = inputs["attention_mask"]
-        answers = self.teacher.answer(inputs, self.sizes, self.objective.uses_states) if self.teacher else {}
-        embeddings = self.supernet.embed(inputs)
-        shared = embeddings.detach().requires_grad_()
-        for name, size in self.sizes.items():
-            leaves = self.supernet.inner_views(size, detached=True)
-            output = self.supernet.run(size, shared, mask, tensors=leaves, hidden_states=self.objective.uses_states)
-            states = stack_states(output.hidden_states) if self.objective.uses_states else None
-            losses = terms(self.objective, self.task, Outputs(output.logits, states), answers.get(name), mask, labels)
-            total = torch.stack(list(losses.values())).sum()
-            total.backward()
-            self.supernet.add_gradients(size, leaves)
-            self._note(f"size {name}", total)
+        """Add the gradients of all sizes for one batch."""
+        step = GradientStep(self.supernet, self.objective, self.task, self.teacher)
+        for name, losses in step(batch, self.sizes).items():
             for term, value in losses.items():
+                self._note(f"size {name}", value)
                 self._note(f"term {term}", value)
-        embeddings.backward(shared.grad)
 
     def _note(self, key: str, value: Tensor) -> None:
         """Sum on the device: asking for the number would make a GPU wait at every step."""
@@ -126,6 +108,11 @@ class Training:
                 "a smaller learning_rate or smaller weights of the objective may help"
             )
         return {"loss": sum(by_kind["size"].values()), "terms": by_kind["term"], "sizes": by_kind["size"]}
+
+
+def optimizer_of(parameters: list[Tensor], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with BERT's epsilon, one kernel for a whole step."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-8, weight_decay=weight_decay, fused=True)
 
 
 def _endless(batches: Batches, steps: int) -> Iterator[Batch]:

@@ -1,0 +1,271 @@
+"""Steps of each training stage against plain loops, interleaved in one run.
+
+    .venv/bin/python benchmarks/training.py --lengths SST-2
+    .venv/bin/python benchmarks/training.py --lengths MRPC --stages depth
+
+Prints examples a second, ratios, the peak of the memory that a step allocates, and where compressor's time goes.
+
+A plain loop is what one writes first: batches in a drawn order, the teacher once a step, then each sub-network through
+autograd's own slices of the parameters, embeddings and all. `to 128` pads every batch to 128 tokens as the reference
+code does, `to batch` to the longest text of the batch. All see texts of the same lengths; compressor's are grouped
+by length, and its batches are taken evenly from a drawn pool of 50, the longest ones too.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.profiler import profile, record_function
+from transformers import BertConfig, BertForSequenceClassification
+
+from compressor.losses.objective import Outputs, stack_states, terms
+from compressor.settings import ObjectiveSettings
+from compressor.supernet.subnetworks import Subnetwork, grid, paired_states
+from compressor.supernet.supernetwork import SuperNetwork
+from compressor.tasks import Classification
+from compressor.training import Batch, Batches, Teacher
+from compressor.training.loop import optimizer_of
+from compressor.training.step import GradientStep
+
+# Tokens a text at these quantiles of GLUE's training files, cut by MiniLM's tokenizer.
+QUANTILES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1)
+LENGTHS = {
+    "SST-2": (3, 4, 5, 6, 8, 10, 12, 16, 20, 23, 27, 31, 33, 37, 41, 46, 50, 56, 66),
+    "MRPC": (19, 36, 41, 45, 49, 53, 57, 61, 64, 67, 70, 73, 74, 78, 80, 84, 87, 94, 103),
+}
+# Encoders: layers, heads, hidden, neurons.
+MODELS = {"minilm": (6, 12, 384, 1536), "base": (12, 12, 768, 3072)}
+BATCH = 32
+TASK = Classification(("0", "1"))
+OBJECTIVES = {
+    "dynabert": ObjectiveSettings(logits=1.0, hidden_mse=0.1),
+    "ckd": ObjectiveSettings(logits=1.0, word_pair=1.0, word_angle=10.0, layer_pair=1.0, layer_angle=10.0),
+}
+LABELS = ObjectiveSettings(labels=1.0)
+STAGES = {"finetune": ((1.0,), (1.0,)), "width": ((1.0, 0.75, 0.5, 0.25), (1.0,))}
+STAGES |= dict.fromkeys(("depth", "finetune_family"), ((1.0, 0.75, 0.5, 0.25), (1.0, 0.75, 0.5)))
+
+
+class _Pad:
+    """The part of a tokenizer that pads."""
+
+    padding_side = "right"
+
+    def pad(self, features: list[dict[str, Any]], **_: Any) -> Batch:
+        longest = max(len(row["input_ids"]) for row in features)
+        return {
+            key: torch.tensor([row[key] + [0] * (longest - len(row[key])) for row in features])
+            for key in ("input_ids", "attention_mask")
+        }
+
+
+def rows(lengths: str, count: int, seed: int) -> datasets.Dataset:
+    """Random token ids of a data set's lengths."""
+    draw = np.random.default_rng(seed)
+    sizes = np.interp(draw.random(count), QUANTILES, LENGTHS[lengths]).round().astype(int)
+    ids = [draw.integers(1000, 30000, size).tolist() for size in sizes]
+    labels = draw.integers(0, 2, count).tolist()
+    return datasets.Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * len(x) for x in ids], "labels": labels}
+    )
+
+
+def model(name: str) -> Any:
+    """A random encoder with BERT's dropout."""
+    layers, heads, hidden, neurons = MODELS[name]
+    return BertForSequenceClassification(
+        BertConfig(num_hidden_layers=layers, num_attention_heads=heads, hidden_size=hidden, intermediate_size=neurons)
+    )
+
+
+@dataclass
+class Plain:
+    """A loop over sub-networks as one writes it first."""
+
+    student: SuperNetwork
+    teacher: Any
+    sizes: dict[str, Subnetwork]
+    objective: ObjectiveSettings
+
+    def __post_init__(self) -> None:
+        self.teacher.eval().requires_grad_(False)
+        self.student.train(True)
+        self.optimizer = torch.optim.AdamW(self.student.model.parameters(), lr=2e-5)
+        self.skeletons = {}
+        for size in self.sizes.values():
+            config = copy.deepcopy(self.student.model.config)
+            config.num_hidden_layers = len(size.kept)
+            with torch.device("meta"):
+                self.skeletons[len(size.kept)] = BertForSequenceClassification(config).train()
+
+    def step(self, batch: Batch) -> None:
+        """One optimiser step."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        distils = self.objective.uses_teacher
+        if distils:
+            with torch.no_grad():
+                taught = self.teacher(**inputs, output_hidden_states=True)
+        for size in self.sizes.values():
+            tensors = {
+                name: view.of(self.student.tensors[view.source]) for name, view in self.student.views(size).items()
+            }
+            output = functional_call(
+                self.skeletons[len(size.kept)], tensors, args=(), kwargs={**inputs, "output_hidden_states": distils}
+            )
+            said, answer = Outputs(output.logits), None
+            if distils:
+                chosen = paired_states(size.kept, self.student.dimensions.layers, "paper")
+                said = Outputs(output.logits, stack_states(output.hidden_states))
+                answer = Outputs(taught.logits, stack_states(taught.hidden_states, chosen))
+            found = terms(self.objective, TASK, said, answer, inputs["attention_mask"], batch["labels"])
+            torch.stack(list(found.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Ours:
+    """The step of `compressor.training`."""
+
+    def __init__(self, student: SuperNetwork, teacher: Any, plain: Plain) -> None:
+        self.sizes, self.parameters = plain.sizes, list(student.model.parameters())
+        taught_by = None
+        if plain.objective.uses_teacher:
+            supernet = SuperNetwork(teacher)
+            taught_by = Teacher(supernet, dict.fromkeys(self.sizes, supernet.whole), "paper")
+        student.train(True)
+        self.gradients = GradientStep(student, plain.objective, TASK, taught_by)
+        self.optimizer = optimizer_of(self.parameters, 2e-5, 0.01)
+
+    def step(self, batch: Batch) -> None:
+        """One optimiser step."""
+        self.gradients(batch, self.sizes)
+        with record_function("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=False)
+
+
+PARTS = ("teacher", "embeddings", "forward", "losses", "backward", "gradients", "optimizer")
+KINDS = ("to 128", "to batch", "compressor")
+Step = Callable[[Batch], None]
+
+
+def batches(lengths: str, count: int) -> Iterator[dict[str, Batch]]:
+    """The same number of batches for each kind of loop."""
+    pool = rows(lengths, 50 * BATCH, seed=0)
+    drawn, grouped = Batches(pool, TASK, _Pad(), BATCH), list(Batches(pool, TASK, _Pad(), BATCH, seed=0))
+    chosen = [grouped[int((place + 0.5) * len(grouped) / count)] for place in range(count)]
+    for plain, ours in zip(drawn, chosen, strict=False):
+        yield {"to 128": _padded(plain, 128), "to batch": plain, "compressor": ours}
+
+
+def _padded(batch: Batch, length: int) -> Batch:
+    missing = length - batch["input_ids"].shape[1]
+    return {
+        name: value if name == "labels" else torch.nn.functional.pad(value, (0, missing))
+        for name, value in batch.items()
+    }
+
+
+def seconds(step: Step, batch: Batch, device: torch.device) -> float:
+    """Wall-clock seconds of a step, until the device is done."""
+    batch = {name: value.to(device) for name, value in batch.items()}
+    _wait(device)
+    start = time.perf_counter()
+    step(batch)
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(step: Step, batch: Batch, device: torch.device) -> int:
+    """The most that one step has allocated at a time, beside what was there before it."""
+    batch = {name: value.to(device) for name, value in batch.items()}
+    with profile(profile_memory=True) as recorded:
+        step(batch)
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    kept = [event for event in events if event.device_type().name == device.type.upper()]
+    return int(max(np.cumsum([event.nbytes() for event in sorted(kept, key=lambda event: event.start_ns())])))
+
+
+def shares(step: Step, batch: Batch, device: torch.device) -> dict[str, float]:
+    """The part of a step's time that each of its scopes takes, on the host's clock."""
+    batch = {name: value.to(device) for name, value in batch.items()}
+    with profile() as recorded:
+        start = time.perf_counter()
+        step(batch)
+        _wait(device)
+        whole = time.perf_counter() - start
+    found = {event.key: event.cpu_time_total / 1e6 / whole for event in recorded.key_averages() if event.key in PARTS}
+    return {part: found.get(part, 0.0) for part in PARTS}
+
+
+def compare(stage: str, options: argparse.Namespace, device: torch.device) -> None:
+    """Measure one stage and print its lines."""
+    torch.manual_seed(0)
+    student, teacher = model(options.model).to(device), model(options.model).to(device)
+    supernet = SuperNetwork(student)
+    sizes = grid(supernet.dimensions, *STAGES[stage])
+    objective = OBJECTIVES[options.objective] if stage in ("width", "depth") else LABELS
+    plain = Plain(supernet, teacher, sizes, objective)
+    ours = Ours(SuperNetwork(copy.deepcopy(student)), teacher, plain)
+    steps: dict[str, Step] = {"to 128": plain.step, "to batch": plain.step, "compressor": ours.step}
+    kinds = [kind for kind in KINDS if kind != "to 128" or not options.skip_128]
+    found = list(batches(options.lengths, options.steps))
+    precise = torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext()
+    with precise:
+        for kind in kinds:
+            steps[kind](
+                {name: value.to(device) for name, value in found[0][kind].items()}
+            )  # the first step allocates and compiles
+        taken = {kind: [] for kind in kinds}
+        for batch in found:
+            for kind in kinds:
+                taken[kind].append(seconds(steps[kind], batch[kind], device))
+        middle = found[len(found) // 2]
+        memory = {kind: peak_bytes(steps[kind], middle[kind], device) for kind in kinds}
+        parts = shares(steps["compressor"], middle["compressor"], device)
+    rates = {kind: BATCH / statistics.fmean(taken[kind]) for kind in kinds}
+    for kind in kinds:
+        ratio = rates["compressor"] / rates[kind]
+        print(f"{stage:16s} {kind:11s} {rates[kind]:8.1f} {ratio:7.2f}x {memory[kind] / 2**20:8.0f} MiB")
+    print(f"{'':16s} parts:", ", ".join(f"{part} {100 * share:.0f}%" for part, share in parts.items() if share > 0.005))
+
+
+def main() -> None:
+    """Measure every stage that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", choices=LENGTHS, default="SST-2")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--model", choices=MODELS, default="minilm")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="dynabert")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--skip-128", action="store_true", help="leave out the loop padded to 128")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(
+        f"{options.model}, {options.lengths} lengths, batch {BATCH}, {options.steps} steps, {options.objective}, "
+        f"{options.precision}, {device.type}, {torch.get_num_threads()} threads"
+    )
+    print(f"{'stage':16s} {'loop':11s} {'ex./s':>8s} {'ratio':>8s} {'peak':>12s}")
+    for stage in options.stages:
+        compare(stage, options, device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""One step of several sub-networks: the gradients of all of them for one batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from compressor.losses.objective import Outputs, terms
+from compressor.settings import ObjectiveSettings
+from compressor.supernet.prefixes import Branch, branches
+from compressor.supernet.subnetworks import Subnetwork
+from compressor.supernet.supernetwork import SuperNetwork
+from compressor.tasks import Task
+from compressor.training.batches import Batch, split_labels
+from compressor.training.teacher import Teacher
+
+Losses = dict[str, dict[str, Tensor]]
+States = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """Adds the gradients of sub-networks for a batch to those of the super-network's parameters.
+
+    What sub-networks have in common runs forward and backward once: the embeddings, and the layers with which sizes
+    of one width and several depths begin (their dropout is shared too). The gradients are those of a loop over
+    the sub-networks.
+
+    Attributes:
+        teacher: needed where the objective has a term of distillation.
+    """
+
+    supernet: SuperNetwork
+    objective: ObjectiveSettings
+    task: Task
+    teacher: Teacher | None = None
+
+    def __call__(self, batch: Batch, sizes: Mapping[str, Subnetwork]) -> Losses:
+        """Losses by size and by term, each multiplied by its weight; nothing waits for the device."""
+        inputs, labels = split_labels(batch)
+        answers: dict[str, Outputs] = {}
+        if self.teacher:
+            with record_function("teacher"):
+                answers = self.teacher.answer(inputs, sizes, self.objective.uses_states)
+        with record_function("embeddings"):
+            embeddings = self.supernet.embed(inputs)
+        # Every branch starts from leaves; what they collect goes back once, when all branches have added to it.
+        start = embeddings.detach().requires_grad_()
+        walk = _Walk(self, inputs["attention_mask"], labels, answers, {})
+        for branch in branches(sizes):
+            walk.along(branch, (start,))
+        with record_function("embeddings"):
+            embeddings.backward(start.grad)
+        return {name: walk.losses[name] for name in sizes}
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The way of one batch through the tree of sub-networks."""
+
+    step: GradientStep
+    mask: Tensor
+    labels: Tensor | None
+    answers: Mapping[str, Outputs]
+    losses: Losses
+
+    def along(self, branch: Branch, before: States) -> None:
+        """Run a stretch of layers from the last of the states before it, and everything behind it."""
+        supernet = self.step.supernet
+        leaves = supernet.inner_views(branch.layers, detached=True)
+        states = branch.name is None or self.step.objective.uses_states
+        with record_function("forward"):
+            output = supernet.run(branch.layers, before[-1], self.mask, tensors=leaves, hidden_states=states)
+        own = output.hidden_states[1:] if states else ()
+        if branch.name is not None:
+            self._finish(branch.name, output.logits, (*before, *own))
+        else:
+            self._branch_off(branch, before, own)
+        with record_function("gradients"):
+            supernet.add_gradients(branch.layers, leaves)
+
+    def _finish(self, name: str, logits: Tensor, states: States) -> None:
+        objective = self.step.objective
+        with record_function("losses"):
+            stacked = torch.stack(states, dim=1) if objective.uses_states else None
+            student = Outputs(logits, stacked)
+            found = terms(objective, self.step.task, student, self.answers.get(name), self.mask, self.labels)
+            total = torch.stack(list(found.values())).sum()
+        with record_function("backward"):
+            total.backward()
+        self.losses[name] = {term: value.detach() for term, value in found.items()}
+
+    def _branch_off(self, branch: Branch, before: States, own: States) -> None:
+        leaves = tuple(state.detach().requires_grad_() for state in own)
+        for following in branch.branches:
+            self.along(following, (*before, *leaves))
+        reached = [(state, leaf.grad) for state, leaf in zip(own, leaves, strict=True) if leaf.grad is not None]
+        with record_function("backward"):
+            torch.autograd.backward(*zip(*reached, strict=True))
