@@ -43,11 +43,14 @@ def run(
     """Run a recipe; stages that are done already are not run again."""
     with _errors(debug):
         from compressor.engine import run as run_recipe
+        from compressor.interruption import Interruption
         from compressor.progress import Progress
 
         _be_quiet()
-        console = Console()
-        run_recipe(load_recipe(recipe, overrides or ()), output, Progress(console))
+        console = Console(quiet=not _is_main())
+        interruption = Interruption()
+        with interruption.installed():
+            run_recipe(load_recipe(recipe, overrides or ()), output, Progress(console), interruption)
         _show_family(console, output / "family")
 
 
@@ -69,6 +72,7 @@ def plan(
         stages = Table("stage", "state", "settings")
         for step in plan_recipe(loaded, output):
             state = f"done ({format_seconds(step.seconds or 0)})" if step.done else "to run"
+            state += f" from step {step.saved_step + 1}" if step.saved_step else ""
             settings = step.stage.model_dump(mode="json", exclude={"type"}, exclude_none=True)
             stages.add_row(step.name, state, ", ".join(f"{key}={value}" for key, value in settings.items()))
         console.print(stages)
@@ -121,7 +125,7 @@ def _errors(debug: bool) -> Iterator[None]:
             raise
         _fail(f"error: {error}", USER_ERROR, error)
     except KeyboardInterrupt as error:
-        _fail("stopped; the same command goes on after the last finished stage", 130, error)
+        _fail(str(error) or "stopped", getattr(error, "code", 130), error)
     except Exception as error:
         if debug:
             raise
@@ -130,8 +134,15 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, cause: BaseException) -> None:
-    typer.echo(message, err=True)
+    # A launcher's processes fail alike; one of them says why, and each what it alone knows.
+    if _is_main() or not isinstance(cause, KeyboardInterrupt):
+        typer.echo(message, err=True)
     raise typer.Exit(code) from cause
+
+
+def _is_main() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started; read without torch."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _be_quiet() -> None:

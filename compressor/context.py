@@ -11,23 +11,30 @@ import numpy as np
 from compressor import models
 from compressor.data import Table, encode_labels, read, task_of, tokenise
 from compressor.errors import CompressorError
+from compressor.interruption import Interruption
+from compressor.processes import Processes
 from compressor.progress import Progress
 from compressor.recipe import Recipe, ScratchModel
 from compressor.supernet.architectures import Dimensions, dimensions_of
 from compressor.supernet.subnetworks import Subnetwork, grid, size_name
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Array, Task
-from compressor.training import Batches
+from compressor.training import Batches, check_tracking
 
 
 @dataclass(frozen=True)
 class Data:
-    """The data of a run, tokenised."""
+    """The data of a run, tokenised.
+
+    Attributes:
+        selection: the part of the training rows that no stage trains on: checkpoints are chosen by it.
+    """
 
     task: Task
     tokenizer: Any
     train: datasets.Dataset
     validation: datasets.Dataset
+    selection: datasets.Dataset | None = None
 
     @property
     def labelled(self) -> bool:
@@ -38,9 +45,9 @@ class Data:
         """Labels of rows as an array [N]; None where there are none."""
         return np.asarray(rows["labels"][:]) if "labels" in rows.column_names else None
 
-    def batches(self, rows: datasets.Dataset, batch_size: int, seed: int | None = None) -> Batches:
+    def batches(self, rows: datasets.Dataset, batch_size: int, seed: int | None = None, multiple: int = 1) -> Batches:
         """Rows in batches; in a drawn order, similar lengths together, if a seed is given."""
-        return Batches(rows, self.task, self.tokenizer, batch_size, seed)
+        return Batches(rows, self.task, self.tokenizer, batch_size, seed, multiple)
 
 
 @dataclass
@@ -50,7 +57,8 @@ class Context:
     Attributes:
         recipe: the resolved recipe.
         output: the run's folder.
-        folder: the running stage's own, not yet under its final name.
+        folder: the running stage's own, not yet under its final name; the main process alone writes there.
+        partial: what the running stage goes on from if it is cut off: its checkpoints and metrics.
         checkpoints: folders of the finished stages that hold a model, by stage type, in their order.
         progress: where long work is shown.
     """
@@ -58,7 +66,10 @@ class Context:
     recipe: Recipe
     output: Path
     progress: Progress
+    processes: Processes
+    interruption: Interruption = field(default_factory=Interruption)
     folder: Path = Path()
+    partial: Path = Path()
     checkpoints: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -73,6 +84,8 @@ class Context:
             CompressorError: any of them cannot be used, or two sizes of the family would be the same.
         """
         self.sizes(dimensions_of(models.load_config(self.recipe.model)))
+        if self.recipe.tracking:
+            check_tracking(self.recipe.tracking)
         _ = self.data
 
     @cached_property
@@ -90,7 +103,11 @@ class Context:
         task = task_of(recipe.task, train, models.trained_labels(config))
         tokenizer = self._tokenizer(train)
         tables = (tokenise(t, encode_labels(task, t), tokenizer, recipe.data.max_length) for t in (train, validation))
-        return Data(task, tokenizer, *tables)
+        rows, validation_rows = tables
+        if not recipe.data.selection:
+            return Data(task, tokenizer, rows, validation_rows)
+        parts = rows.train_test_split(test_size=recipe.data.selection, seed=recipe.seed)
+        return Data(task, tokenizer, parts["train"], validation_rows, parts["test"])
 
     def _tokenizer(self, train: Table) -> Any:
         if isinstance(self.recipe.model, ScratchModel):
@@ -130,8 +147,9 @@ class Context:
         return SuperNetwork(models.load_model(checkpoint, self.data.task)[0])
 
     def save(self, supernet: SuperNetwork) -> None:
-        """Write a model and its tokenizer into the stage's folder."""
-        models.save(supernet.model, self.data.tokenizer, self.folder)
+        """Write a model and its tokenizer into the stage's folder; other processes than the main one write nothing."""
+        if self.processes.main:
+            models.save(supernet.model, self.data.tokenizer, self.folder)
 
     @property
     def multipliers(self) -> dict[str, tuple[float, float]]:

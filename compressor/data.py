@@ -3,6 +3,7 @@
 import csv
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,10 @@ SUFFIXES = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".p
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as they came: columns `text`, `text_pair` (if any), `label` (if any), and where they came from."""
+    """Rows as they came: columns `text`, `text_pair` (if any), `label` (if any), `row`, and where they came from.
+
+    `row` counts from 1 and stays with a row when others are left out.
+    """
 
     rows: datasets.Dataset
     source: str
@@ -45,7 +49,8 @@ def read(settings: FileData | HubData | GeneratedData, split: Literal["train", "
     for new, old in columns.items():
         if old not in rows.column_names:
             raise CompressorError(f"data.{new}: {source} has no column {old!r}{nearest(old, rows.column_names)}")
-    table = Table(datasets.Dataset.from_dict({new: rows[old][:] for new, old in columns.items()}), source)
+    found = {new: rows[old][:] for new, old in columns.items()} | {"row": list(range(1, len(rows) + 1))}
+    table = Table(datasets.Dataset.from_dict(found), source)
     _check_texts(table)
     if split == "train" and settings.train_limit is not None and settings.train_limit < len(table.rows):
         table = Table(table.rows.shuffle(seed=seed).select(range(settings.train_limit)), source)
@@ -112,7 +117,7 @@ def _check_texts(table: Table) -> None:
     for name in ("text", "text_pair"):
         if name not in table.rows.column_names:
             continue
-        for row, value in enumerate(table.column(name), start=1):
+        for row, value in zip(table.column("row"), table.column(name), strict=True):
             if not isinstance(value, str) or not value.strip():
                 raise CompressorError(f"{table.source}, row {row}: data.{name} is {value!r}, not a text")
 
@@ -161,20 +166,24 @@ def encode_labels(task: Task, table: Table) -> list[int] | list[float] | None:
     if "label" not in table.rows.column_names:
         return None
     if isinstance(task, Regression):
-        return [_number(value, row, table.source) for row, value in enumerate(table.column("label"), start=1)]
+        return [_number(value, row, table.source) for row, value in _numbered_labels(table)]
     assert isinstance(task, Classification)
     index = {label: place for place, label in enumerate(task.labels)}
     # A hub model without label names calls them LABEL_0, LABEL_1: data says 0, 1.
     if all(label == f"LABEL_{place}" for label, place in index.items()):
         index |= {str(place): place for place in range(len(task.labels))}
     encoded = []
-    for row, value in enumerate(table.column("label"), start=1):
+    for row, value in _numbered_labels(table):
         if str(value) not in index:
             raise CompressorError(
                 f"{table.source}, row {row}: the label {value!r} is none of the known ones: {', '.join(task.labels)}"
             )
         encoded.append(index[str(value)])
     return encoded
+
+
+def _numbered_labels(table: Table) -> Iterator[tuple[int, Any]]:
+    return zip(table.column("row"), table.column("label"), strict=True)
 
 
 def _number(value: Any, row: int, source: str) -> float:
@@ -188,9 +197,10 @@ def _number(value: Any, row: int, source: str) -> float:
 
 
 def tokenise(table: Table, labels: list[int] | list[float] | None, tokenizer: Any, max_length: int) -> datasets.Dataset:
-    """Token ids of every row, not padded, with `labels` where there are any."""
+    """Token ids of every row, not padded, its `row`, and `labels` where there are any."""
     pairs = table.column("text_pair") if "text_pair" in table.rows.column_names else None
     encoded = dict(tokenizer(table.column("text"), pairs, truncation=True, max_length=max_length))
+    encoded["row"] = table.column("row")
     if labels is not None:
         encoded["labels"] = labels
     return datasets.Dataset.from_dict(encoded)

@@ -1,7 +1,9 @@
 """Files that are whole or not there: written under a temporary name, renamed when complete."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressorError
+from filelock import FileLock, Timeout
+
+from compressor.errors import CompressorError, one_line
+
+# In the folder that a run has to itself.
+LOCK_FILE = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,3 +72,71 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def explained(what: str, folder: Path) -> Iterator[None]:
+    """Errors of writing within the block as one line that says what could not be written, where and why.
+
+    Libraries tell of a full disk in their own ways: torch by a RuntimeError, safetensors by an exception of its own.
+
+    Raises:
+        CompressorError: in place of an error of the disk; others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _of_the_disk(error):
+            raise
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        raise CompressorError(
+            f"{what} cannot be written in {folder}: {one_line(error)} ({free / 2**20:.0f} MiB are free); "
+            "what was finished before stays, and the same command goes on from there"
+        ) from error
+
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_DISK_WORDS = (
+    "no space left",
+    "file too large",
+    "quota exceeded",
+    "read-only file",
+    "permission denied",
+    "pytorchstream",
+)
+
+
+def _of_the_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _DISK_ERRORS
+    return any(word in str(error).lower() for word in _DISK_WORDS)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        CompressorError: another process has it.
+    """
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise CompressorError(
+            f"--output: another run is writing to {folder}; wait until it is done, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -37,10 +37,10 @@ class Progress:
         self.console.print(text, markup=False, highlight=False)
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
-        """Show work of `total` units while the block runs."""
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Task]:
+        """Show work of `total` units while the block runs, the first of which may have been done before."""
         if not self.console.is_terminal:
-            yield _Lines(self.console, title, total)
+            yield _Lines(self.console, title, total, done)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -51,13 +51,13 @@ class Progress:
             TextColumn("{task.fields[text]}"),
         )
         with RichProgress(*columns, console=self.console, transient=True) as bars:
-            yield _Bar(bars, title, total)
+            yield _Bar(bars, title, total, done)
 
 
 class _Bar:
-    def __init__(self, bars: RichProgress, title: str, total: int) -> None:
+    def __init__(self, bars: RichProgress, title: str, total: int, done: int) -> None:
         self._bars = bars
-        self._task = bars.add_task(title, total=total, text="")
+        self._task = bars.add_task(title, total=total, completed=done, text="")
 
     def advance(self) -> None:
         self._bars.advance(self._task)
@@ -67,9 +67,9 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, console: Console, title: str, total: int) -> None:
+    def __init__(self, console: Console, title: str, total: int, done: int) -> None:
         self._console, self._title, self._total = console, title, total
-        self._done, self._text = 0, ""
+        self._done, self._before, self._text = done, done, ""
         self._start = self._last = time.monotonic()
 
     def advance(self) -> None:
@@ -77,7 +77,7 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            left = (now - self._start) / self._done * (self._total - self._done)
+            left = (now - self._start) / (self._done - self._before) * (self._total - self._done)
             line = f"{self._title}: {self._done} of {self._total}, about {format_seconds(left)} left  {self._text}"
             self._console.print(line.rstrip(), markup=False, highlight=False)
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from compressor.errors import CompressorError, nearest, one_line
-from compressor.settings import Count, Fraction, Multiplier, ObjectiveSettings, Settings
+from compressor.settings import CheckpointSettings, Count, Fraction, Multiplier, ObjectiveSettings, Settings
 from compressor.stages import STAGES, AnyStage, Stage
 
 
@@ -47,6 +47,7 @@ class _Columns(Settings):
     label: str | None = "label"
     max_length: Annotated[int, Field(ge=3)] = 128
     train_limit: Count | None = None
+    selection: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class FileData(_Columns):
@@ -118,6 +119,8 @@ class Recipe(Settings):
         Discriminator(_kind_of_data),
     ]
     family: FamilySettings = FamilySettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    tracking: Literal["tensorboard", "wandb", "mlflow"] | None = None
     objective: ObjectiveSettings = ObjectiveSettings(
         logits=1.0, word_pair=1.0, word_angle=10.0, layer_pair=1.0, layer_angle=10.0
     )
@@ -335,6 +338,7 @@ def _cross_check(recipe: Recipe) -> Iterator[str]:
     for place, stage in enumerate(recipe.stages):
         yield from _check_order(place, stage, types)
         yield from _check_labels(place, stage, recipe)
+        yield from _check_monitor(place, stage, recipe)
     if "export" in types:
         for key, multipliers in (("width", recipe.family.widths), ("depth", recipe.family.depths)):
             if min(multipliers) < 1 and key not in types:
@@ -366,3 +370,11 @@ def _check_labels(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
         yield f"{path}: {stage.type} learns from labels, and data.label is null; name the column or leave the stage out"
     if stage.type in ("width", "depth") and recipe.objective_of(stage).labels:
         yield f"{path}: the objective weighs labels, and data.label is null"
+
+
+def _check_monitor(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
+    if getattr(stage, "monitor", None) is not None and not recipe.data.selection:
+        yield (
+            f"stages[{place}] ({stage.type}).monitor: there are no rows to look at; data.selection=0.1 holds a tenth "
+            "of the training rows out (the validation data is for the final figures alone)"
+        )

@@ -36,6 +36,12 @@ class ObjectiveSettings(Settings):
     RELATIONS: ClassVar[tuple[str, ...]] = ("word_pair", "word_angle", "layer_pair", "layer_angle")
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms that have a weight."""
+        names = ("labels", "logits", "hidden_mse", *self.RELATIONS)
+        return tuple(name for name in names if getattr(self, name))
+
+    @property
     def uses_states(self) -> bool:
         """Whether hidden states are needed at all."""
         return self.hidden_mse > 0 or any(getattr(self, name) for name in self.RELATIONS)
@@ -60,8 +66,27 @@ class ObjectiveSettings(Settings):
         return self
 
 
+class MonitorSettings(Settings):
+    """Looks at sub-networks while they train, on the rows that `data.selection` holds out of the training data."""
+
+    times: Count = 4
+    sizes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    keep: Literal["best", "last"] = "best"
+
+
+class CheckpointSettings(Settings):
+    """How often a stage saves what it has, and how many of these checkpoints stay until it is done."""
+
+    minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    keep: Count = 2
+
+
 class TrainingSettings(Settings):
-    """How long and how fast a stage trains; the defaults are those of DynaBERT's README."""
+    """How long and how fast a stage trains; the defaults are those of DynaBERT's README.
+
+    `batch_size` is of one step, whatever the number of processes that share it. `precision: auto` is bf16 on a
+    GPU that computes in it, and fp32 elsewhere.
+    """
 
     epochs: Count = 3
     max_steps: Count | None = None
@@ -70,3 +95,12 @@ class TrainingSettings(Settings):
     warmup: Fraction = 0.0
     weight_decay: Weight = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    monitor: MonitorSettings | None = None
+
+
+class FamilyTrainingSettings(TrainingSettings):
+    """Training of many sub-networks: `all` at every step, or a `sandwich`: the largest, the smallest, some `drawn`."""
+
+    subnetworks: Literal["all", "sandwich"] = "all"
+    drawn: Annotated[int, Field(ge=0)] = 1

@@ -1,5 +1,6 @@
 """The command line: exit codes, one clear message, and what each command prints."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -83,9 +84,9 @@ def test_a_folder_that_cannot_be_written_is_told(recipe_folder: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(recipe_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("compressor.engine.run", interrupted)
-    result = call("run", str(recipe_folder / "recipe.yaml"), "--output", str(recipe_folder / "run"))
-    assert result.exit_code == 130 and "the same command goes on" in result.stderr
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        monkeypatch.setattr("compressor.engine.run", lambda *_, number=number: signal.raise_signal(number))
+        before = signal.getsignal(number)
+        result = call("run", str(recipe_folder / "recipe.yaml"), "--output", str(recipe_folder / "run"))
+        assert result.exit_code == code and "the same command goes on" in result.stderr
+        assert signal.getsignal(number) == before

@@ -40,7 +40,7 @@ def test_a_finished_run_has_everything(finished_run: Finished) -> None:
     ]
     assert record["versions"]["torch"] and record["machine"]["processor"]
     assert load_recipe(str(output / "recipe.yaml")) == load_recipe(str(folder / "recipe.yaml"))
-    assert not [name for name in listing(output) if Path(name).name.startswith(".")]
+    assert [name for name in listing(output) if Path(name).name.startswith(".")] == [".lock"]
 
 
 def test_a_finished_run_is_not_run_again(run_copy: Finished, quiet: Progress, monkeypatch: pytest.MonkeyPatch) -> None:

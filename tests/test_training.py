@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from compressor.errors import CompressorError
+from compressor.interruption import Interruption
 from compressor.losses.objective import Outputs, stack_states, terms
-from compressor.progress import Progress
+from compressor.processes import Processes
 from compressor.settings import ObjectiveSettings, TrainingSettings
 from compressor.supernet.subnetworks import DepthRule, Subnetwork, grid, paired_states
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Classification, Regression
-from compressor.training import Batches, Teacher, Training
-from compressor.training.step import GradientStep
+from compressor.training import Batches, Checkpoints, GradientStep, Records, Teacher, Training, everything
 from tests.conftest import tiny_inputs, tiny_model
 
 EVERYTHING = ObjectiveSettings(
@@ -26,20 +26,32 @@ EVERYTHING = ObjectiveSettings(
 TASK = Classification(("a", "b", "c"))
 
 
-def training(student: Any, teacher: Any, folder: Path, progress: Progress, **options: Any) -> Training:
-    supernet = SuperNetwork(student)
-    sizes = options.pop("sizes", grid(supernet.dimensions, (1.0, 0.5), (1.0, 0.5)))
-    taught_by = SuperNetwork(teacher)
-    return Training(
-        supernet,
-        sizes,
-        options.pop("objective", EVERYTHING),
-        TrainingSettings(**{"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, **options}),
-        options.pop("task", TASK),
-        progress,
-        folder / "metrics.jsonl",
-        Teacher(taught_by, dict.fromkeys(sizes, taught_by.whole), "paper"),
-    )
+class Shown:
+    """Progress that nobody looks at."""
+
+    def advance(self) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def training(student: Any, teacher: Any, folder: Path, **options: Any) -> Training:
+    """All sizes of a tiny model, taught by another; `folder` takes metrics and checkpoints."""
+    supernet, taught_by = SuperNetwork(student), SuperNetwork(teacher)
+    sizes = grid(supernet.dimensions, (1.0, 0.5), (1.0, 0.5))
+    teaching = Teacher(taught_by, dict.fromkeys(sizes, taught_by.whole), "paper")
+    objective, task = options.pop("objective", EVERYTHING), options.pop("task", TASK)
+    parts = {
+        "sampler": everything(sizes),
+        "processes": Processes(),
+        "records": Records(folder / "metrics.jsonl", tuple(sizes), objective.terms, 4, Shown()),
+        "checkpoints": Checkpoints(folder, seconds=1e9, keep=2),
+        "interruption": Interruption(),
+        "seed": 0,
+        "monitor": None,
+    }
+    parts |= {name: options.pop(name) for name in list(options) if name in parts}
+    settings = TrainingSettings(**{"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, **options})
+    return Training(GradientStep(supernet, objective, task, teaching), sizes, settings=settings, **parts)
 
 
 def plain_gradients(
@@ -85,13 +97,13 @@ def test_a_step_has_the_gradients_of_a_plain_loop(rule: DepthRule) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_run_has_the_weights_of_a_plain_loop(tmp_path: Path, quiet: Progress) -> None:
+def test_a_run_has_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
     """Clipping, AdamW, the falling learning rate, gradients that start from zero at every step."""
     options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     student, teacher = tiny_model(**options), tiny_model(seed=5, **options)
     plain = copy.deepcopy(student)
-    trained = training(student, teacher, tmp_path, quiet, epochs=1, warmup=0.5, max_grad_norm=0.5, weight_decay=0.1)
-    trained.run(batches(), "test")
+    trained = training(student, teacher, tmp_path, epochs=1, warmup=0.5, max_grad_norm=0.5, weight_decay=0.1)
+    trained.run(batches())
 
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.1)
     norms = []
@@ -142,12 +154,10 @@ def test_batches_are_padded_to_their_own_longest_text() -> None:
     assert [ids.tolist() for ids in drawn] == [batch["input_ids"].tolist() for batch in batches(200)]
 
 
-def test_training_brings_every_size_closer_to_the_teacher(tmp_path: Path, quiet: Progress) -> None:
+def test_training_brings_every_size_closer_to_the_teacher(tmp_path: Path) -> None:
     student, teacher = tiny_model(), tiny_model(seed=5)
-    trained = training(
-        student, teacher, tmp_path, quiet, objective=ObjectiveSettings(logits=1, hidden_mse=1), epochs=30
-    )
-    trained.run(batches(), "test")
+    trained = training(student, teacher, tmp_path, objective=ObjectiveSettings(logits=1, hidden_mse=1), epochs=30)
+    trained.run(batches())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) >= 50 and lines[-1]["step"] == 180
     assert set(lines[0]["terms"]) == {"logits", "hidden_mse"}
@@ -157,37 +167,38 @@ def test_training_brings_every_size_closer_to_the_teacher(tmp_path: Path, quiet:
     assert not student.training
 
 
-def test_the_teacher_does_not_change(tmp_path: Path, quiet: Progress) -> None:
+def test_the_teacher_does_not_change(tmp_path: Path) -> None:
     teacher = tiny_model(seed=5)
     before = copy.deepcopy(teacher.state_dict())
-    training(tiny_model(), teacher, tmp_path, quiet).run(batches(), "test")
+    training(tiny_model(), teacher, tmp_path).run(batches())
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
-def test_training_is_reproducible(tmp_path: Path, quiet: Progress) -> None:
+def test_training_is_reproducible(tmp_path: Path) -> None:
     results = []
     for _ in range(2):
         student = tiny_model()
         torch.manual_seed(3)
-        training(student, tiny_model(seed=5), tmp_path, quiet).run(batches(), "test")
+        training(student, tiny_model(seed=5), tmp_path).run(batches())
         results.append(student.state_dict())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_max_steps_cuts_and_epochs_repeat(tmp_path: Path, quiet: Progress) -> None:
+def test_max_steps_cuts_and_epochs_repeat(tmp_path: Path) -> None:
     for epochs, most, expected in ((2, None, 12), (2, 7, 7), (1, 100, 6)):
         log = tmp_path / "metrics.jsonl"
         log.unlink(missing_ok=True)
-        training(tiny_model(), tiny_model(), tmp_path, quiet, epochs=epochs, max_steps=most).run(batches(), "test")
+        training(tiny_model(), tiny_model(), tmp_path, epochs=epochs, max_steps=most).run(batches())
         assert json.loads(log.read_text().splitlines()[-1])["step"] == expected
 
 
-def test_a_loss_that_explodes_stops_and_names_the_size(tmp_path: Path, quiet: Progress) -> None:
+def test_a_loss_that_explodes_stops_and_names_the_size(tmp_path: Path) -> None:
     student = tiny_model()
     with torch.no_grad():
         student.base_model.encoder.layer[0].intermediate.dense.weight[-1] = float("nan")
-    with pytest.raises(CompressorError, match=r"the loss of w1\.00-d1\.00 is nan within the 1 steps up to step 1"):
-        training(student, tiny_model(), tmp_path, quiet).run(batches(), "test")
+    message = r"the loss of w1\.00-d1\.00 is nan at step 1 \(epoch 1, training rows \d+, \d+, \d+, \d+\)"
+    with pytest.raises(CompressorError, match=message):
+        training(student, tiny_model(), tmp_path).run(batches())
 
 
 def test_a_teacher_of_the_same_width_answers_for_each_width() -> None:
@@ -203,11 +214,11 @@ def test_a_teacher_of_the_same_width_answers_for_each_width() -> None:
     assert torch.equal(states, torch.stack([narrow.hidden_states[i] for i in (0, 2, 4)], dim=1))
 
 
-def test_regression_distils_and_learns(tmp_path: Path, quiet: Progress) -> None:
+def test_regression_distils_and_learns(tmp_path: Path) -> None:
     student, teacher = tiny_model(num_labels=1), tiny_model(seed=5, num_labels=1)
-    trained = training(student, teacher, tmp_path, quiet, objective=ObjectiveSettings(logits=1, labels=1))
-    trained.task = Regression()
-    trained.run(batches(task=Regression()), "test")
+    objective = ObjectiveSettings(logits=1, labels=1)
+    trained = training(student, teacher, tmp_path, objective=objective, task=Regression())
+    trained.run(batches(task=Regression()))
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["terms"]["logits"] > 0 and line["terms"]["labels"] > 0
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.settings import Settings, TrainingSettings
+from compressor.settings import FamilyTrainingSettings, Settings, TrainingSettings
 
 if TYPE_CHECKING:
     from compressor.context import Context
@@ -20,6 +20,7 @@ class Stage(Settings):
         precedes: types of stages that must not stand before this one.
         reads: parts of the recipe, beside model, task and training data, that change its result.
         checkpoint: whether it leaves a model.
+        everywhere: whether all processes of a run take part; only the main one runs the others.
         delivers: files of the run's folder that it writes besides its artifact; missing ones make it run again.
     """
 
@@ -29,6 +30,7 @@ class Stage(Settings):
     precedes: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[frozenset[str]] = frozenset()
     checkpoint: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = False
     delivers: ClassVar[tuple[str, ...]] = ()
 
     def run(self, context: "Context") -> str:
@@ -40,3 +42,8 @@ class TrainingStage(Stage, TrainingSettings):
     """A stage that trains and leaves a model."""
 
     checkpoint: ClassVar[bool] = True
+    everywhere: ClassVar[bool] = True
+
+
+class FamilyTrainingStage(TrainingStage, FamilyTrainingSettings):
+    """A stage that trains the sizes of a family together."""

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compressor.settings import ObjectiveSettings
-from compressor.stages.base import TrainingStage
+from compressor.stages.base import FamilyTrainingStage
 
 if TYPE_CHECKING:
     from compressor.context import Context
 
 
-class Depth(TrainingStage):
+class Depth(FamilyTrainingStage):
     """Distil the width-adaptive network into every width and depth (DynaBERT, section 2.2, Algorithm 3).
 
     `teacher_width: full` runs the teacher once, at full width, as Huawei's code does; `same` runs it at the

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compressor.settings import Count, ObjectiveSettings
-from compressor.stages.base import TrainingStage
+from compressor.stages.base import FamilyTrainingStage
 
 if TYPE_CHECKING:
     from compressor.context import Context
 
 
-class FinetuneFamily(TrainingStage):
+class FinetuneFamily(FamilyTrainingStage):
     """Fine-tune all sub-networks together on labels, without a teacher (DynaBERT's final fine-tuning)."""
 
     type: Literal["finetune_family"] = "finetune_family"

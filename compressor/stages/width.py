@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compressor.settings import ObjectiveSettings
-from compressor.stages.base import TrainingStage
+from compressor.stages.base import FamilyTrainingStage
 
 if TYPE_CHECKING:
     from compressor.context import Context
 
 
-class Width(TrainingStage):
+class Width(FamilyTrainingStage):
     """Distil the teacher into every width at full depth (DynaBERT, section 2.1, Algorithm 2).
 
     All widths of the family learn from every batch; hidden states are compared one to one.

@@ -20,16 +20,24 @@ class Batches:
     """Token ids in batches, each padded to its own longest text.
 
     Args:
-        rows: what `data.tokenise` gave.
+        rows: what `data.tokenise` gave. A column `row` is what `numbers` tells, and goes into no batch.
         seed: draws the order of each epoch; texts of similar length share a batch. None keeps the order of the rows.
+        multiple: of tokens that batches are padded to: few different shapes where each costs a kernel of its own.
     """
 
     def __init__(
-        self, rows: datasets.Dataset, task: Task, tokenizer: Any, batch_size: int, seed: int | None = None
+        self,
+        rows: datasets.Dataset,
+        task: Task,
+        tokenizer: Any,
+        batch_size: int,
+        seed: int | None = None,
+        multiple: int = 1,
     ) -> None:
-        self._rows = rows
+        self._rows = rows.remove_columns("row") if "row" in rows.column_names else rows
+        self._numbers = rows["row"][:] if "row" in rows.column_names else range(1, len(rows) + 1)
         self._task = task
-        self._pad = DataCollatorWithPadding(tokenizer)
+        self._pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple if multiple > 1 else None)
         self._batch_size = batch_size
         self._seed = seed
         self._lengths = [len(ids) for ids in rows["input_ids"]] if seed is not None else []
@@ -47,6 +55,10 @@ class Batches:
             generator = torch.Generator().manual_seed(seed_of(self._seed, "epoch", epoch))
             places = list(LengthGroupedSampler(self._batch_size, lengths=self._lengths, generator=generator))
         return [places[start : start + self._batch_size] for start in range(0, len(places), self._batch_size)]
+
+    def numbers(self, places: list[int]) -> list[int]:
+        """Where rows stand in the file that they came from, from 1."""
+        return [self._numbers[place] for place in places]
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, without the first `skip` of them."""

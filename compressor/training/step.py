@@ -30,30 +30,44 @@ class GradientStep:
 
     Attributes:
         teacher: needed where the objective has a term of distillation.
+        half: compute matrix products in bfloat16; parameters, gradients and losses stay in float32.
     """
 
     supernet: SuperNetwork
     objective: ObjectiveSettings
     task: Task
     teacher: Teacher | None = None
+    half: bool = False
 
-    def __call__(self, batch: Batch, sizes: Mapping[str, Subnetwork]) -> Losses:
-        """Losses by size and by term, each multiplied by its weight; nothing waits for the device."""
+    def __call__(
+        self, batch: Batch, sizes: Mapping[str, Subnetwork], weights: Mapping[str, float] | None = None
+    ) -> Losses:
+        """Losses by size and by term, each multiplied by its weight; nothing waits for the device.
+
+        Args:
+            batch: on the device of the super-network.
+            weights: multiplied onto the terms: the shares of a batch that is a part of a larger one.
+        """
         inputs, labels = split_labels(batch)
         answers: dict[str, Outputs] = {}
         if self.teacher:
-            with record_function("teacher"):
+            with record_function("teacher"), self.precision():
                 answers = self.teacher.answer(inputs, sizes, self.objective.uses_states)
-        with record_function("embeddings"):
+        with record_function("embeddings"), self.precision():
             embeddings = self.supernet.embed(inputs)
         # Every branch starts from leaves; what they collect goes back once, when all branches have added to it.
         start = embeddings.detach().requires_grad_()
-        walk = _Walk(self, inputs["attention_mask"], labels, answers, {})
+        walk = _Walk(self, inputs["attention_mask"], labels, answers, weights or {}, {})
         for branch in branches(sizes):
             walk.along(branch, (start,))
         with record_function("embeddings"):
             embeddings.backward(start.grad)
         return {name: walk.losses[name] for name in sizes}
+
+    def precision(self) -> torch.autocast:
+        """What forward passes run under; backward passes take the precision of their forward pass."""
+        device = next(self.supernet.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.half)
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class _Walk:
     mask: Tensor
     labels: Tensor | None
     answers: Mapping[str, Outputs]
+    weights: Mapping[str, float]
     losses: Losses
 
     def along(self, branch: Branch, before: States) -> None:
@@ -71,7 +86,7 @@ class _Walk:
         supernet = self.step.supernet
         leaves = supernet.inner_views(branch.layers, detached=True)
         states = branch.name is None or self.step.objective.uses_states
-        with record_function("forward"):
+        with record_function("forward"), self.step.precision():
             output = supernet.run(branch.layers, before[-1], self.mask, tensors=leaves, hidden_states=states)
         own = output.hidden_states[1:] if states else ()
         if branch.name is not None:
@@ -83,10 +98,11 @@ class _Walk:
 
     def _finish(self, name: str, logits: Tensor, states: States) -> None:
         objective = self.step.objective
-        with record_function("losses"):
+        with record_function("losses"), self.step.precision():
             stacked = torch.stack(states, dim=1) if objective.uses_states else None
             student = Outputs(logits, stacked)
             found = terms(objective, self.step.task, student, self.answers.get(name), self.mask, self.labels)
+            found = {term: value * self.weights.get(term, 1.0) for term, value in found.items()}
             total = torch.stack(list(found.values())).sum()
         with record_function("backward"):
             total.backward()
@@ -98,4 +114,4 @@ class _Walk:
             self.along(following, (*before, *leaves))
         reached = [(state, leaf.grad) for state, leaf in zip(own, leaves, strict=True) if leaf.grad is not None]
         with record_function("backward"):
-            torch.autograd.backward(*zip(*reached, strict=True))
+            torch.autograd.backward([state for state, _ in reached], [gradient for _, gradient in reached])

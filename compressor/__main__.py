@@ -1,0 +1,5 @@
+"""`python -m compressor`, which launchers of several processes start: `torchrun -m compressor run ...`."""
+
+from compressor.cli import main
+
+main()
