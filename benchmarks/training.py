@@ -15,7 +15,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +32,8 @@ from compressor.settings import ObjectiveSettings
 from compressor.supernet.subnetworks import Subnetwork, grid, paired_states
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Classification
-from compressor.training import Batch, Batches, Teacher
-from compressor.training.loop import optimizer_of
-from compressor.training.step import GradientStep
+from compressor.training import Batch, Batches, GradientStep, Sandwich, Teacher, optimizer_of
+from compressor.training.gradients import Gradients
 
 # Tokens a text at these quantiles of GLUE's training files, cut by MiniLM's tokenizer.
 QUANTILES = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1)
@@ -145,18 +144,30 @@ class Ours:
         student.train(True)
         self.gradients = GradientStep(student, plain.objective, TASK, taught_by)
         self.optimizer = optimizer_of(self.parameters, 2e-5, 0.01)
+        self.flat = Gradients(self.parameters, losses=0)
+        costs = {name: student.parameters(size) for name, size in self.sizes.items()}
+        self.sampler, self.count = Sandwich(self.sizes, costs, drawn=1, seed=0), 0
 
     def step(self, batch: Batch) -> None:
-        """One optimiser step."""
-        self.gradients(batch, self.sizes)
+        """One optimiser step of all sizes."""
+        self.step_of(batch, self.sizes)
+
+    def sandwich_step(self, batch: Batch) -> None:
+        """One optimiser step of the largest size, the smallest, and one drawn."""
+        self.count += 1
+        self.step_of(batch, self.sampler(self.count))
+
+    def step_of(self, batch: Batch, sizes: Mapping[str, Subnetwork]) -> None:
+        """One optimiser step of some sizes."""
+        self.flat.zero()
+        self.gradients(batch, sizes)
         with record_function("optimizer"):
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.flat.clip(1.0)
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=False)
 
 
 PARTS = ("teacher", "embeddings", "forward", "losses", "backward", "gradients", "optimizer")
-KINDS = ("to 128", "to batch", "compressor")
+KINDS = ("to 128", "to batch", "compressor", "sandwich")
 Step = Callable[[Batch], None]
 
 
@@ -166,7 +177,7 @@ def batches(lengths: str, count: int) -> Iterator[dict[str, Batch]]:
     drawn, grouped = Batches(pool, TASK, _Pad(), BATCH), list(Batches(pool, TASK, _Pad(), BATCH, seed=0))
     chosen = [grouped[int((place + 0.5) * len(grouped) / count)] for place in range(count)]
     for plain, ours in zip(drawn, chosen, strict=False):
-        yield {"to 128": _padded(plain, 128), "to batch": plain, "compressor": ours}
+        yield {"to 128": _padded(plain, 128), "to batch": plain, "compressor": ours, "sandwich": ours}
 
 
 def _padded(batch: Batch, length: int) -> Batch:
@@ -224,7 +235,9 @@ def compare(stage: str, options: argparse.Namespace, device: torch.device) -> No
     plain = Plain(supernet, teacher, sizes, objective)
     ours = Ours(SuperNetwork(copy.deepcopy(student)), teacher, plain)
     steps: dict[str, Step] = {"to 128": plain.step, "to batch": plain.step, "compressor": ours.step}
-    kinds = [kind for kind in KINDS if kind != "to 128" or not options.skip_128]
+    steps["sandwich"] = ours.sandwich_step
+    left_out = {kind for kind, out in (("to 128", options.skip_128), ("sandwich", len(sizes) < 3)) if out}
+    kinds = [kind for kind in KINDS if kind not in left_out]
     found = list(batches(options.lengths, options.steps))
     precise = torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext()
     with precise:
