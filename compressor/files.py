@@ -96,13 +96,14 @@ def explained(what: str, folder: Path) -> Iterator[None]:
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# `inline_container` is where torch writes its files: all that it says of a full disk is a wrong position.
 _DISK_WORDS = (
     "no space left",
     "file too large",
     "quota exceeded",
     "read-only file",
     "permission denied",
-    "pytorchstream",
+    "inline_container",
 )
 
 
