@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, OneProcessError
 from compressor.recipe import Recipe, bundled, load_recipe
 from compressor.stages import STAGES
 from compressor.version import __version__
@@ -134,8 +134,9 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, cause: BaseException) -> None:
-    # A launcher's processes fail alike; one of them says why, and each what it alone knows.
-    if _is_main() or not isinstance(cause, KeyboardInterrupt):
+    # A launcher's processes fail alike, and the main one says why; the others say what they alone may know.
+    alike = isinstance(cause, KeyboardInterrupt | CompressorError) and not isinstance(cause, OneProcessError)
+    if _is_main() or not alike:
         typer.echo(message, err=True)
     raise typer.Exit(code) from cause
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, OneProcessError
 from compressor.files import (
     LOCK_FILE,
     claimed,
@@ -127,7 +127,7 @@ def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interrup
             if not step.done:
                 _run_step(context, step)
                 if context.processes.main:
-                    _write_run(recipe, output, plan(recipe, output))
+                    _write_run(context, plan(recipe, output))
             if step.stage.checkpoint:
                 context.checkpoints[step.stage.type] = step.folder
 
@@ -152,7 +152,7 @@ def _claimed_output(context: "Context") -> Iterator[list[Step]]:
             if processes.main:
                 _remove_leftovers(output, steps)
                 write_text(output / "recipe.yaml", recipe.to_yaml())
-                _write_run(recipe, output, steps)
+                _write_run(context, steps)
             yield steps
 
 
@@ -182,7 +182,7 @@ def _run_step(context: "Context", step: Step) -> None:
         step.stage.run(context)
     context.processes.wait()
     if not (step.folder / STAGE_FILE).is_file():
-        raise CompressorError(
+        raise OneProcessError(
             f"--output: process {context.processes.rank} does not see {step.folder}; all machines need the same folder"
         )
 
@@ -266,12 +266,14 @@ def _check_output(recipe: Recipe, output: Path) -> None:
             )
 
 
-def _write_run(recipe: Recipe, output: Path, steps: list[Step]) -> None:
+def _write_run(context: "Context", steps: list[Step]) -> None:
     write_json(
-        output / RUN_FILE,
+        context.output / RUN_FILE,
         {
-            "identity": _identity(recipe),
-            "seed": recipe.seed,
+            "identity": _identity(context.recipe),
+            "seed": context.recipe.seed,
+            "processes": context.processes.count,
+            "device": str(context.processes.device),
             "versions": describe_versions(),
             "machine": describe_machine(),
             "stages": [

@@ -12,6 +12,10 @@ class CompressorError(Exception):
     """
 
 
+class OneProcessError(CompressorError):
+    """A mistake that one of a run's processes sees, and the others may not."""
+
+
 def one_line(error: BaseException) -> str:
     """What a library's error says, as part of a message of ours: without line breaks, 300 characters at most."""
     return " ".join(str(error).split())[:300]

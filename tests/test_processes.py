@@ -93,6 +93,7 @@ def test_two_processes_train_as_one(tmp_path: Path, quiet: Progress) -> None:
     result = launch(tmp_path, 2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("01-finetune") == 2, "one process alone speaks: a line before, a line behind"
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     run(check_recipe(value, "r"), tmp_path / "one", quiet)
     for stage in ("01-finetune", "03-width", "04-depth", "05-finetune_family"):
         one, two = tmp_path / "one" / "stages" / stage, tmp_path / "two" / "stages" / stage
