@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +81,22 @@ def recipe(folder: Path) -> dict[str, Any]:
     return value
 
 
-def launch(folder: Path, count: int) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(folder: Path, count: int) -> list[str]:
     """`torchrun -m compressor run` with as many processes on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
-    command += ["compressor", "run", str(folder / "recipe.yaml"), "--output", str(folder / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return [*launcher, "-m", "compressor", "run", str(folder / "recipe.yaml"), "--output", str(folder / "two")]
 
 
 def test_two_processes_train_as_one(tmp_path: Path, quiet: Progress) -> None:
     write_data(tmp_path)
     value = recipe(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(value))
-    result = launch(tmp_path, 2)
+    result = subprocess.run(
+        command(tmp_path, 2), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("01-finetune") == 2, "one process alone speaks: a line before, a line behind"
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
@@ -112,3 +118,28 @@ def test_two_processes_train_as_one(tmp_path: Path, quiet: Progress) -> None:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_go_on(tmp_path: Path, quiet: Progress) -> None:
+    write_data(tmp_path)
+    value = recipe(tmp_path)
+    value["stages"] = value["stages"][:1]
+    value["stages"][0]["epochs"] = 60
+    value["checkpoints"] = {"minutes": 60}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(value))
+    started = subprocess.Popen(command(tmp_path, 2), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "two" / "stages" / "01-finetune.partial" / "metrics.jsonl"
+    while not log.is_file() or not log.stat().st_size:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=60)
+    step = re.search(r"stopped after step (\d+), which is saved", said)
+    assert step and started.returncode
+    # One process goes on with what two began.
+    run(check_recipe(value, "r"), tmp_path / "two", quiet)
+    run(check_recipe(value, "r"), tmp_path / "one", quiet)
+    record = json.loads((tmp_path / "two" / "stages" / "01-finetune" / "stage.json").read_text())
+    assert record["seconds_are_since_step"] == int(step[1])
+    ends = [lines(tmp_path / name / "stages" / "01-finetune")[-1]["loss"] for name in ("one", "two")]
+    assert ends[1] == pytest.approx(ends[0], rel=0.05)
