@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers.masking_utils import create_bidirectional_mask
 
 from compressor.supernet.architectures import Architecture, Dimensions, architecture_of, dimensions_of
 from compressor.supernet.dropout import ThriftyDropout
@@ -75,6 +76,15 @@ class SuperNetwork:
         given = {name: value for name, value in inputs.items() if name != "attention_mask"}
         return self.model.base_model.get_submodule(self.architecture.embeddings)(**given)
 
+    def spread(self, embeddings: Tensor, attention_mask: Tensor) -> Tensor:
+        """A mask [B, n] in the form [B, 1, n, n] that attention takes, made once for any number of sub-networks.
+
+        Left to themselves the layers make it anew in every pass, and look into it on the host, for which a GPU waits.
+        """
+        return create_bidirectional_mask(
+            self.model.config, embeddings, attention_mask, allow_is_bidirectional_skip=False
+        )
+
     def run(
         self,
         size: Subnetwork,
@@ -88,7 +98,7 @@ class SuperNetwork:
 
         Args:
             embeddings: what `embed` returned, [B, n, d].
-            attention_mask: [B, n].
+            attention_mask: [B, n], or what `spread` made of it.
             tensors: the sub-network's parameters; None takes views of the super-network's.
             hidden_states: also return the states, one more than the sub-network has layers.
 

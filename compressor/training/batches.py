@@ -63,7 +63,9 @@ class Batches:
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, without the first `skip` of them."""
         order = self.order(number)[skip:]
-        return iter(DataLoader(self._rows, batch_sampler=order, collate_fn=self._collate))
+        # Pinned memory is copied to a GPU while it still computes the step before.
+        pinned = torch.cuda.is_available()
+        return iter(DataLoader(self._rows, batch_sampler=order, collate_fn=self._collate, pin_memory=pinned))
 
     def _collate(self, rows: list[dict[str, Any]]) -> Batch:
         labels = [row.pop("labels") for row in rows if "labels" in row]

@@ -57,7 +57,8 @@ class GradientStep:
             embeddings = self.supernet.embed(inputs)
         # Every branch starts from leaves; what they collect goes back once, when all branches have added to it.
         start = embeddings.detach().requires_grad_()
-        walk = _Walk(self, inputs["attention_mask"], labels, answers, weights or {}, {})
+        mask = inputs["attention_mask"]
+        walk = _Walk(self, mask, self.supernet.spread(embeddings, mask), labels, answers, weights or {}, {})
         for branch in branches(sizes):
             walk.along(branch, (start,))
         with record_function("embeddings"):
@@ -76,6 +77,7 @@ class _Walk:
 
     step: GradientStep
     mask: Tensor
+    spread: Tensor
     labels: Tensor | None
     answers: Mapping[str, Outputs]
     weights: Mapping[str, float]
@@ -87,7 +89,7 @@ class _Walk:
         leaves = supernet.inner_views(branch.layers, detached=True)
         states = branch.name is None or self.step.objective.uses_states
         with record_function("forward"), self.step.precision():
-            output = supernet.run(branch.layers, before[-1], self.mask, tensors=leaves, hidden_states=states)
+            output = supernet.run(branch.layers, before[-1], self.spread, tensors=leaves, hidden_states=states)
         own = output.hidden_states[1:] if states else ()
         if branch.name is not None:
             self._finish(branch.name, output.logits, (*before, *own))

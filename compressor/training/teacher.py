@@ -33,9 +33,9 @@ class Teacher:
     def answer(self, inputs: Batch, students: Mapping[str, Subnetwork], states: bool) -> dict[str, Outputs]:
         """Logits and paired states for every student of a batch."""
         embeddings = self.supernet.embed(inputs)
+        mask = self.supernet.spread(embeddings, inputs["attention_mask"])
         outputs = {
-            size: self.supernet.run(size, embeddings, inputs["attention_mask"], hidden_states=states)
-            for size in set(self.sizes.values())
+            size: self.supernet.run(size, embeddings, mask, hidden_states=states) for size in set(self.sizes.values())
         }
         layers = self.supernet.dimensions.layers
         # Students of one depth are compared with the same states: they are stacked once for all widths.
