@@ -7,6 +7,7 @@ take longer than the runs. Prints, as JSON, the stages in which children were ki
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -53,17 +54,20 @@ def finish(recipe: str, output: Path) -> None:
 
 
 def kill_in(recipe: str, output: Path, stage: str, delay: float) -> str | None:
-    """Kill a run so many seconds after it began a stage; the stage it was in, or None if it was done by then."""
+    """Kill a run so many seconds after it came to a stage; the stage it was in, or None if it was done by then."""
+    begun: list[str] = []
     child, pipe = attempt(recipe, output)
     with os.fdopen(pipe) as told:
         for line in told:
-            if line.startswith(stage) and "..." in line:
+            if line.startswith(stage):
+                # It begins or goes on; or it was done before, and the kill hits one behind it.
+                begun = [line.split()[0].rstrip(":")]
                 break
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
-        begun = [line.split()[0] for line in told if line.split()[1:] and "..." in line]
+        begun += [line.split()[0] for line in told if line.rstrip().endswith("...")]
     _, status = os.waitpid(child, 0)
-    return (begun[-1] if begun else stage) if os.WIFSIGNALED(status) else None
+    return begun[-1] if os.WIFSIGNALED(status) else None
 
 
 def main() -> None:
@@ -75,9 +79,11 @@ def main() -> None:
     stages = read_json(folder / "whole" / "run.json")["stages"]
     draw = random.Random(seed)
     killed = []
-    # Every stage in turn; a stage that has been cut off is left behind by the attempt that gets through it.
+    # Every stage in turn, as often; one that an attempt got through is taken away, so that it is run again.
     for number in range(kills):
         stage = stages[number * len(stages) // kills]
+        done = folder / "killed" / "stages" / stage["name"]
+        shutil.rmtree(done, ignore_errors=True)
         killed.append(kill_in(recipe, folder / "killed", stage["name"], draw.uniform(0, stage["seconds"])))
     finish(recipe, folder / "killed")
     print(json.dumps([name for name in killed if name]))
