@@ -42,7 +42,7 @@ LENGTHS = {
     "MRPC": (19, 36, 41, 45, 49, 53, 57, 61, 64, 67, 70, 73, 74, 78, 80, 84, 87, 94, 103),
 }
 # Encoders: layers, heads, hidden, neurons.
-MODELS = {"minilm": (6, 12, 384, 1536), "base": (12, 12, 768, 3072)}
+MODELS = {"minilm": (6, 12, 384, 1536), "base": (12, 12, 768, 3072), "tiny": (4, 4, 32, 64)}
 BATCH = 32
 TASK = Classification(("0", "1"))
 OBJECTIVES = {

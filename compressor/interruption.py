@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_WORDS = "stopped; the same command goes on from what is saved"
+
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop, and did.
@@ -45,15 +47,21 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block the first signal only sets `requested`, for a loop that looks at it; a second one stops."""
+        """Within the block the first signal only sets `requested`, for a loop that looks at it; a second one stops.
+
+        Raises:
+            Stopped: behind the block, if a signal came too late for the loop to see it.
+        """
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        if self.requested is not None:
+            raise Stopped(_WORDS, self.requested)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._deferred and self.requested is None:
             self.requested = number
             return
-        raise Stopped("stopped; the same command goes on after the last finished stage", number)
+        raise Stopped(_WORDS, number)

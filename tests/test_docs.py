@@ -44,6 +44,18 @@ def test_benchmarks_run(arguments: list[str]) -> None:
     assert all(float(row[-1]) < 1e-3 for row in rows)
 
 
+def test_the_benchmark_of_training_runs() -> None:
+    script = ROOT / "benchmarks" / "training.py"
+    arguments = ["--model", "tiny", "--steps", "1", "--stages", "finetune", "depth", "--lengths", "SST-2", "--skip-128"]
+    result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
+    rows = [re.split(r"\s{2,}", line) for line in result.stdout.splitlines()[2:] if "parts:" not in line]
+    assert [row[:2] for row in rows if row[0] == "depth"] == [
+        ["depth", kind] for kind in ("to batch", "compressor", "sandwich")
+    ]
+    assert all(float(row[2]) > 0 and row[-1].endswith("MiB") for row in rows)
+    assert [row[3] for row in rows if row[1] == "compressor"] == ["1.00x", "1.00x"]
+
+
 def test_runs_are_compared(finished_run: tuple[Path, Path]) -> None:
     script = ROOT / "benchmarks" / "compare.py"
     result = subprocess.run([sys.executable, script, finished_run[1]], capture_output=True, text=True, check=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from compressor.context import Context
 from compressor.engine import plan, run
 from compressor.errors import CompressorError
+from compressor.interruption import Interruption, Stopped
 from compressor.processes import Processes
 from compressor.progress import Progress
 from compressor.recipe import check_recipe
@@ -195,6 +197,28 @@ def test_small_losses_that_grow_are_no_explosion() -> None:
     for step, loss in enumerate((1e-8, 0.5, 1e-7, 900.0), start=1):
         noted(watch, step, [loss])
     watch.check()
+
+
+# --- interruption ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_signal_is_deferred_and_the_second_stops() -> None:
+    interruption = Interruption()
+    with interruption.installed():
+        with pytest.raises(Stopped, match="goes on from what is saved") as caught, interruption.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            assert interruption.requested == signal.SIGTERM
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("the second signal did not stop")
+        assert caught.value.code == 130
+
+
+def test_a_signal_that_the_loop_did_not_see_stops_behind_it() -> None:
+    interruption, ended = Interruption(), False
+    with interruption.installed(), pytest.raises(Stopped) as caught, interruption.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        ended = True
+    assert ended and caught.value.code == 143
 
 
 # --- precision and memory --------------------------------------------------------------------------------------------

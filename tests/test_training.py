@@ -97,6 +97,14 @@ def test_a_step_has_the_gradients_of_a_plain_loop(rule: DepthRule) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_gradients_are_reduced_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reduced: list[torch.Tensor] = []
+    monkeypatch.setattr(Processes, "sum_", lambda _, tensor: reduced.append(tensor))
+    training(tiny_model(), tiny_model(seed=5), tmp_path).run(batches())
+    assert len(reduced) == 6 and len({tensor.data_ptr() for tensor in reduced}) == 1
+    assert reduced[0].numel() >= sum(parameter.numel() for parameter in tiny_model().parameters())
+
+
 def test_a_run_has_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
     """Clipping, AdamW, the falling learning rate, gradients that start from zero at every step."""
     options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
