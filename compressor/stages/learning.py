@@ -76,7 +76,7 @@ def learn(
         context.save(supernet)
     what = f"{len(sizes)} sub-networks, " if len(sizes) > 1 else ""
     kept = f", the weights of step {training.best.step} kept" if training.best.weights else ""
-    return f"{what}{len(data.train)} examples, {stage.epochs} epoch{'s' if stage.epochs > 1 else ''}{kept}"
+    return f"{what}{len(data.train)} examples, {total} steps of {stage.batch_size}{kept}"
 
 
 def _half(settings: TrainingSettings, device: torch.device) -> bool:
