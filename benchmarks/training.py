@@ -16,7 +16,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +93,7 @@ class Plain:
     teacher: Any
     sizes: dict[str, Subnetwork]
     objective: ObjectiveSettings
+    half: bool
 
     def __post_init__(self) -> None:
         self.teacher.eval().requires_grad_(False)
@@ -109,27 +109,34 @@ class Plain:
     def step(self, batch: Batch) -> None:
         """One optimiser step."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        distils = self.objective.uses_teacher
-        if distils:
-            with torch.no_grad():
+        taught = None
+        if self.objective.uses_teacher:
+            with torch.no_grad(), self.precision(batch):
                 taught = self.teacher(**inputs, output_hidden_states=True)
         for size in self.sizes.values():
-            tensors = {
-                name: view.of(self.student.tensors[view.source]) for name, view in self.student.views(size).items()
-            }
-            output = functional_call(
-                self.skeletons[len(size.kept)], tensors, args=(), kwargs={**inputs, "output_hidden_states": distils}
-            )
-            said, answer = Outputs(output.logits), None
-            if distils:
-                chosen = paired_states(size.kept, self.student.dimensions.layers, "paper")
-                said = Outputs(output.logits, stack_states(output.hidden_states))
-                answer = Outputs(taught.logits, stack_states(taught.hidden_states, chosen))
-            found = terms(self.objective, TASK, said, answer, inputs["attention_mask"], batch["labels"])
-            torch.stack(list(found.values())).sum().backward()
+            with self.precision(batch):
+                loss = self.loss(size, inputs, taught, batch["labels"])
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def precision(self, batch: Batch) -> torch.autocast:
+        """What forward passes run under."""
+        return torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=self.half)
+
+    def loss(self, size: Subnetwork, inputs: Batch, taught: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The objective of one sub-network, through slices that autograd sees."""
+        tensors = {name: view.of(self.student.tensors[view.source]) for name, view in self.student.views(size).items()}
+        options = {**inputs, "output_hidden_states": taught is not None}
+        output = functional_call(self.skeletons[len(size.kept)], tensors, args=(), kwargs=options)
+        said, answer = Outputs(output.logits), None
+        if taught is not None:
+            chosen = paired_states(size.kept, self.student.dimensions.layers, "paper")
+            said = Outputs(output.logits, stack_states(output.hidden_states))
+            answer = Outputs(taught.logits, stack_states(taught.hidden_states, chosen))
+        found = terms(self.objective, TASK, said, answer, inputs["attention_mask"], labels)
+        return torch.stack(list(found.values())).sum()
 
 
 class Ours:
@@ -142,7 +149,7 @@ class Ours:
             supernet = SuperNetwork(teacher)
             taught_by = Teacher(supernet, dict.fromkeys(self.sizes, supernet.whole), "paper")
         student.train(True)
-        self.gradients = GradientStep(student, plain.objective, TASK, taught_by)
+        self.gradients = GradientStep(student, plain.objective, TASK, taught_by, plain.half)
         self.optimizer = optimizer_of(self.parameters, 2e-5, 0.01)
         self.flat = Gradients(self.parameters, losses=0)
         costs = {name: student.parameters(size) for name, size in self.sizes.items()}
@@ -166,7 +173,7 @@ class Ours:
             self.optimizer.step()
 
 
-PARTS = ("teacher", "embeddings", "forward", "losses", "backward", "gradients", "optimizer")
+PARTS = ("teacher", "embeddings", "forward", "losses", "backward", "optimizer")
 KINDS = ("to 128", "to batch", "compressor", "sandwich")
 Step = Callable[[Batch], None]
 
@@ -232,31 +239,29 @@ def compare(stage: str, options: argparse.Namespace, device: torch.device) -> No
     supernet = SuperNetwork(student)
     sizes = grid(supernet.dimensions, *STAGES[stage])
     objective = OBJECTIVES[options.objective] if stage in ("width", "depth") else LABELS
-    plain = Plain(supernet, teacher, sizes, objective)
+    plain = Plain(supernet, teacher, sizes, objective, options.precision == "bf16")
     ours = Ours(SuperNetwork(copy.deepcopy(student)), teacher, plain)
     steps: dict[str, Step] = {"to 128": plain.step, "to batch": plain.step, "compressor": ours.step}
     steps["sandwich"] = ours.sandwich_step
     left_out = {kind for kind, out in (("to 128", options.skip_128), ("sandwich", len(sizes) < 3)) if out}
     kinds = [kind for kind in KINDS if kind not in left_out]
     found = list(batches(options.lengths, options.steps))
-    precise = torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext()
-    with precise:
+    for kind in kinds:
+        # The first step allocates, and compiles kernels.
+        seconds(steps[kind], found[0][kind], device)
+    taken = {kind: [] for kind in kinds}
+    for batch in found:
         for kind in kinds:
-            steps[kind](
-                {name: value.to(device) for name, value in found[0][kind].items()}
-            )  # the first step allocates and compiles
-        taken = {kind: [] for kind in kinds}
-        for batch in found:
-            for kind in kinds:
-                taken[kind].append(seconds(steps[kind], batch[kind], device))
-        middle = found[len(found) // 2]
-        memory = {kind: peak_bytes(steps[kind], middle[kind], device) for kind in kinds}
-        parts = shares(steps["compressor"], middle["compressor"], device)
+            taken[kind].append(seconds(steps[kind], batch[kind], device))
+    middle = found[len(found) // 2]
+    memory = {kind: peak_bytes(steps[kind], middle[kind], device) for kind in kinds}
+    parts = shares(steps["compressor"], middle["compressor"], device)
     rates = {kind: BATCH / statistics.fmean(taken[kind]) for kind in kinds}
     for kind in kinds:
         ratio = rates["compressor"] / rates[kind]
         print(f"{stage:16s} {kind:11s} {rates[kind]:8.1f} {ratio:7.2f}x {memory[kind] / 2**20:8.0f} MiB")
-    print(f"{'':16s} parts:", ", ".join(f"{part} {100 * share:.0f}%" for part, share in parts.items() if share > 0.005))
+    shown = ", ".join(f"{part} {100 * share:.0f}%" for part, share in parts.items() if share > 0.005)
+    print(f"{'':16s} parts: {shown}", flush=True)
 
 
 def main() -> None:

@@ -83,12 +83,12 @@ def test_hidden_states_are_those_of_the_cut_model(supernet: SuperNetwork) -> Non
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
 def test_gradients_land_in_the_slices(supernet: SuperNetwork) -> None:
     inputs = tiny_inputs()
     leaves = supernet.inner_views(UNEVEN, detached=True)
     embeddings = supernet.embed(inputs)
     supernet.run(UNEVEN, embeddings, inputs["attention_mask"], tensors=leaves).logits.square().sum().backward()
-    supernet.add_gradients(UNEVEN, leaves)
     found = {name: p.grad for name, p in supernet.model.named_parameters()}
 
     fresh = SuperNetwork(copy.deepcopy(supernet.model))
@@ -96,7 +96,7 @@ def test_gradients_land_in_the_slices(supernet: SuperNetwork) -> None:
     run(fresh, UNEVEN, inputs).square().sum().backward()
     for name, parameter in fresh.model.named_parameters():
         if parameter.grad is None:
-            assert found[name] is None, name
+            assert found[name] is None or not found[name].any(), name
         else:
             torch.testing.assert_close(found[name], parameter.grad, msg=name)
 

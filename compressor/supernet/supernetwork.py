@@ -113,8 +113,9 @@ class SuperNetwork:
         """The tensors behind the embeddings that `run` needs.
 
         Args:
-            detached: as leaves of their own that collect a gradient of their own size. A slice that autograd
-                sees would get a gradient of the full size, filled with zeros, for every sub-network of a step.
+            detached: as leaves of their own, whose gradients are slices of the parameters' gradients: what a backward
+                pass finds is added right there. A slice that autograd sees would get a gradient of the full
+                size, filled with zeros, for every sub-network of a step.
         """
         stem = f"{self.model.base_model_prefix}.{self.architecture.embeddings}."
         inner: dict[str, Tensor] = {}
@@ -122,20 +123,8 @@ class SuperNetwork:
             if name.startswith(stem):
                 continue
             source = self.tensors[view.source]
-            inner[name] = view.of(source.detach()).requires_grad_(source.requires_grad) if detached else view.of(source)
+            inner[name] = _leaf(view, source) if detached else view.of(source)
         return inner
-
-    @torch.no_grad()
-    def add_gradients(self, size: Subnetwork, leaves: Mapping[str, Tensor]) -> None:
-        """Add the gradients of detached leaves to the gradient of the parameters that they are slices of."""
-        for name, leaf in leaves.items():
-            if leaf.grad is None:
-                continue
-            view = self.views(size)[name]
-            parameter = self.tensors[view.source]
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            view.of(parameter.grad).add_(leaf.grad)
 
     def _skeleton(self, layers: int) -> nn.Module:
         if layers not in self._skeletons:
@@ -154,3 +143,12 @@ def _replace_dropout(module: nn.Module) -> None:
         if type(child) is nn.Dropout:
             setattr(module, name, ThriftyDropout(child.p))
         _replace_dropout(child)
+
+
+def _leaf(view: View, source: Tensor) -> Tensor:
+    leaf = view.of(source.detach())
+    if source.requires_grad:
+        if source.grad is None:
+            source.grad = torch.zeros_like(source)
+        leaf.requires_grad_().grad = view.of(source.grad)
+    return leaf

@@ -1,5 +1,6 @@
 """One step of several sub-networks: the gradients of all of them for one batch."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,8 +60,11 @@ class GradientStep:
         start = embeddings.detach().requires_grad_()
         mask = inputs["attention_mask"]
         walk = _Walk(self, mask, self.supernet.spread(embeddings, mask), labels, answers, weights or {}, {})
-        for branch in branches(sizes):
-            walk.along(branch, (start,))
+        with warnings.catch_warnings():
+            # Gradients of column slices are column slices themselves, which torch notes once, and which is wanted here.
+            warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
+            for branch in branches(sizes):
+                walk.along(branch, (start,))
         with record_function("embeddings"):
             embeddings.backward(start.grad)
         return {name: walk.losses[name] for name in sizes}
@@ -95,8 +99,6 @@ class _Walk:
             self._finish(branch.name, output.logits, (*before, *own))
         else:
             self._branch_off(branch, before, own)
-        with record_function("gradients"):
-            supernet.add_gradients(branch.layers, leaves)
 
     def _finish(self, name: str, logits: Tensor, states: States) -> None:
         objective = self.step.objective
