@@ -103,7 +103,7 @@ class Training:
         self._schedule = get_linear_schedule_with_warmup(self._optimizer, warmup, total)
 
     def _train(self, place: Place, batch: Batch) -> None:
-        torch.manual_seed(seed_of(self.seed, "step", place.step, self.processes.rank))
+        self._seed(seed_of(self.seed, "step", place.step, self.processes.rank))
         sizes = self.sampler(place.step)
         self._gradients.zero()
         self._add_gradients(batch, sizes)
@@ -120,6 +120,12 @@ class Training:
             self._optimizer.step()
             self._schedule.step()
         self.records.add(losses, tuple(sizes))
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed would also queue a call for every kind of device that is not there, with a stack trace.
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _add_gradients(self, batch: Batch, sizes: Mapping[str, Subnetwork]) -> None:
         """This process's part of the batch: losses and gradients in the proportion that it has in the whole."""
