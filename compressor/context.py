@@ -106,6 +106,10 @@ class Context:
         rows, validation_rows = tables
         if not recipe.data.selection:
             return Data(task, tokenizer, rows, validation_rows)
+        if len(rows) * (1 - recipe.data.selection) < 1:
+            raise CompressorError(
+                f"data.selection: {recipe.data.selection} of {len(rows)} training rows leaves none to train on"
+            )
         parts = rows.train_test_split(test_size=recipe.data.selection, seed=recipe.seed)
         return Data(task, tokenizer, parts["train"], validation_rows, parts["test"])
 

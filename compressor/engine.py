@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import CompressorError, OneProcessError
 from compressor.files import (
     LOCK_FILE,
+    checkpoint_files,
     claimed,
     explained,
+    newest_checkpoint,
     read_json,
     replace_folder,
     temporary_folder,
@@ -92,8 +94,7 @@ def _saved_step(step: Step) -> int:
     file = step.partial / PARTIAL_FILE
     if not file.is_file() or read_json(file).get("fingerprint") != step.fingerprint:
         return 0
-    names = sorted(path.stem for path in step.partial.glob("step-*.pt"))
-    return int(names[-1].removeprefix("step-")) if names else 0
+    return newest_checkpoint(step.partial)
 
 
 def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interruption | None = None) -> None:
@@ -224,7 +225,7 @@ def _partial_folder(step: Step) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any(step.partial.glob("step-*.pt")):
+        if not checkpoint_files(step.partial):
             shutil.rmtree(step.partial, ignore_errors=True)
         raise
     shutil.rmtree(step.partial)

@@ -141,3 +141,19 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a training step lies; names sort by step."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder; 0 if there is none."""
+    files = checkpoint_files(folder)
+    return int(files[-1].stem.removeprefix("step-")) if files else 0

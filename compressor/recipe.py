@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 from compressor.errors import CompressorError, nearest, one_line
 from compressor.settings import CheckpointSettings, Count, Fraction, Multiplier, ObjectiveSettings, Settings
 from compressor.stages import STAGES, AnyStage, Stage
+from compressor.supernet.subnetworks import size_name
 
 
 class ScratchModel(Settings):
@@ -373,8 +374,23 @@ def _check_labels(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
 
 
 def _check_monitor(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
-    if getattr(stage, "monitor", None) is not None and not recipe.data.selection:
+    monitor, path = getattr(stage, "monitor", None), f"stages[{place}] ({stage.type}).monitor"
+    if monitor is None:
+        return
+    if not recipe.data.selection:
         yield (
-            f"stages[{place}] ({stage.type}).monitor: there are no rows to look at; data.selection=0.1 holds a tenth "
+            f"{path}: there are no rows to look at; data.selection=0.1 holds a tenth "
             "of the training rows out (the validation data is for the final figures alone)"
         )
+    trained = _trained_sizes(stage, recipe.family)
+    for name in monitor.sizes or ():
+        if name not in trained:
+            yield f"{path}.sizes: {name!r} is not trained{nearest(name, trained)}"
+
+
+def _trained_sizes(stage: Stage, family: FamilySettings) -> list[str]:
+    """Names of the sub-networks that a stage trains."""
+    if stage.type == "finetune":
+        return ["teacher"]
+    depths = (1.0,) if stage.type == "width" else family.depths
+    return [size_name(width, depth) for depth in depths for width in family.widths]

@@ -132,6 +132,11 @@ def test_a_monitor_needs_rows_and_known_sizes(tmp_path: Path, quiet: Progress) -
     value["data"]["selection"] = 0.25
     with pytest.raises(CompressorError, match=r"monitor\.sizes: 'techer' is not trained; did you mean 'teacher'"):
         run(check_recipe(value, "r"), tmp_path / "run", quiet)
+    value["stages"][0]["monitor"] = None
+    value["data"]["selection"] = 0.999
+    with pytest.raises(CompressorError, match=r"data\.selection: 0\.999 of 120 training rows leaves none to train on"):
+        run(check_recipe(value, "r"), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
 
 
 # --- metrics and trackers ------------------------------------------------------------------------------------------

@@ -16,11 +16,10 @@ import yaml
 
 from compressor.engine import plan, run
 from compressor.errors import CompressorError
-from compressor.files import claimed
+from compressor.files import checkpoint_files, claimed
 from compressor.progress import Progress
 from compressor.recipe import load_recipe
 from compressor.tasks import Classification
-from compressor.training.checkpoints import saved
 from tests.conftest import tiny_recipe, write_data
 
 TRAINING = ("finetune", "reorder", "width", "depth", "finetune_family")
@@ -191,7 +190,7 @@ def test_a_loss_that_becomes_nan_stops_the_stage_and_keeps_the_last_good_checkpo
     with pytest.raises(CompressorError, match=message):
         run(recipe, tmp_path / "run", quiet)
     partial = tmp_path / "run" / "stages" / "03-width.partial"
-    assert [path.name for path in saved(partial)] == ["step-00000003.pt", "step-00000004.pt"]
-    state = torch.load(saved(partial)[-1], weights_only=True)
+    assert [path.name for path in checkpoint_files(partial)] == ["step-00000003.pt", "step-00000004.pt"]
+    state = torch.load(checkpoint_files(partial)[-1], weights_only=True)
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
     assert [step.done for step in plan(recipe, tmp_path / "run")] == [True, True, False]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 
 from compressor.context import Context
-from compressor.errors import CompressorError, nearest
+from compressor.errors import CompressorError
+from compressor.files import newest_checkpoint
 from compressor.settings import FamilyTrainingSettings, ObjectiveSettings, TrainingSettings
 from compressor.stages.base import TrainingStage
 from compressor.supernet.subnetworks import Subnetwork
@@ -55,7 +56,7 @@ def learn(
         context.partial.stem,
         stage.model_dump(),
     )
-    with context.progress.task(stage.type, total, checkpoints.newest_step) as shown, tracker as tracking:
+    with context.progress.task(stage.type, total, newest_checkpoint(context.partial)) as shown, tracker as tracking:
         training = Training(
             step=GradientStep(supernet, objective, data.task, teacher if objective.uses_teacher else None, half),
             sizes=sizes,
@@ -95,14 +96,10 @@ def _sampler(stage: TrainingStage, supernet: SuperNetwork, sizes: Mapping[str, S
 def _monitor(
     context: Context, stage: TrainingStage, sizes: Mapping[str, Subnetwork], teacher: Teacher | None
 ) -> Monitor | None:
-    """Raise CompressorError for a size that the stage does not train."""
     settings, data = stage.monitor, context.data
     if settings is None or data.selection is None:
         return None
     chosen = settings.sizes or tuple(sizes)
-    for name in chosen:
-        if name not in sizes:
-            raise CompressorError(f"stages ({stage.type}).monitor.sizes: {name!r} is not trained{nearest(name, sizes)}")
     batches = data.batches(data.selection, stage.batch_size)
     answers = data.labels(data.selection)
     if answers is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compressor.files import explained, sync_folder
+from compressor.files import checkpoint_file, checkpoint_files, explained, sync_folder
 
 # Every time the next one may take is at least so many times what the last one took.
 _SHARE = 20
@@ -42,7 +42,7 @@ class Checkpoints:
             CompressorError: the disk is full or cannot be written; the checkpoints before this one stay.
         """
         start = time.monotonic()
-        final = self.folder / f"step-{step:08d}.pt"
+        final = checkpoint_file(self.folder, step)
         temporary = self.folder / f".{final.name}.part"
         try:
             with explained(f"the checkpoint of step {step}", self.folder):
@@ -54,33 +54,17 @@ class Checkpoints:
                 sync_folder(self.folder)
         finally:
             temporary.unlink(missing_ok=True)
-        for old in saved(self.folder)[: -self.keep]:
+        for old in checkpoint_files(self.folder)[: -self.keep]:
             old.unlink()
         self._last = time.monotonic()
         self._took = self._last - start
 
-    @property
-    def newest_step(self) -> int:
-        """The step that the newest file is of; 0 if there is none."""
-        return newest_step(self.folder)
-
     def newest(self) -> dict[str, Any] | None:
         """The last state that can be read; None if there is none."""
-        for file in reversed(saved(self.folder)):
+        for file in reversed(checkpoint_files(self.folder)):
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
             except Exception:  # torch, zipfile and pickle each raise their own for a broken file
                 # Renamed files are whole; one that is not was broken by the disk, and the one before it is tried.
                 continue
         return None
-
-
-def newest_step(folder: Path) -> int:
-    """The step that the newest checkpoint of a folder is of; 0 if there is none."""
-    files = saved(folder)
-    return int(files[-1].stem.removeprefix("step-")) if files else 0
-
-
-def saved(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the oldest first."""
-    return sorted(folder.glob("step-*.pt"))

@@ -151,7 +151,7 @@ class Training:
             self._watch.check()
             self.records.write({"step": place.step, "epoch": place.epoch, "learning_rate": self._rate})
         if self.monitor and self.processes.main and self.monitor.due(place.step, total):
-            scores = self.monitor.score(self._supernet, self._device)
+            scores = self.monitor.score(self._supernet)
             mean = sum(scores.values()) / len(scores)
             better = mean > self.best.score
             if better:

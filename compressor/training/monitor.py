@@ -1,16 +1,13 @@
 """Looks at chosen sub-networks while a stage trains, on rows that it does not train on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Array, Task
-from compressor.training.batches import Batch, Batches
-from compressor.training.prediction import predict
+from compressor.training.batches import Batches
+from compressor.training.prediction import one_size, predict
 
 
 @dataclass(frozen=True)
@@ -36,22 +33,12 @@ class Monitor:
         """Whether this step of so many is one to look at."""
         return step * self.times // total > (step - 1) * self.times // total
 
-    def score(self, supernet: SuperNetwork, device: torch.device) -> dict[str, float]:
+    def score(self, supernet: SuperNetwork) -> dict[str, float]:
         """The metric of each size; dropout is off meanwhile."""
         supernet.train(False)
         scores = {
-            name: self.task.score(predict(answering(supernet, size, device), self.batches), self.answers)
+            name: self.task.score(predict(one_size(supernet, size), self.batches), self.answers)
             for name, size in self.sizes.items()
         }
         supernet.train(True)
         return scores
-
-
-def answering(supernet: SuperNetwork, size: Subnetwork, device: torch.device) -> Callable[[Batch], Tensor]:
-    """One sub-network as a function from a batch to logits."""
-
-    def answer(batch: Batch) -> Tensor:
-        inputs = {name: value.to(device) for name, value in batch.items()}
-        return supernet.run(size, supernet.embed(inputs), inputs["attention_mask"]).logits
-
-    return answer

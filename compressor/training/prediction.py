@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compressor.supernet.subnetworks import Subnetwork
+from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Array
 from compressor.training.batches import Batch, Batches, split_labels
 
@@ -22,3 +24,14 @@ def whole_model(model: Any) -> Callable[[Batch], Tensor]:
     model.eval()
     device = next(model.parameters()).device
     return lambda batch: model(**{name: value.to(device) for name, value in batch.items()}).logits
+
+
+def one_size(supernet: SuperNetwork, size: Subnetwork) -> Callable[[Batch], Tensor]:
+    """A sub-network as a function from a batch to logits; dropout is as the super-network has it."""
+    device = next(supernet.model.parameters()).device
+
+    def answer(batch: Batch) -> Tensor:
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        return supernet.run(size, supernet.embed(inputs), inputs["attention_mask"]).logits
+
+    return answer
