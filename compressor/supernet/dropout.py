@@ -17,7 +17,7 @@ class ThriftyDropout(nn.Dropout):
 
     def forward(self, states: Tensor) -> Tensor:
         dropped = round(self.p * _STEPS)
-        if not self.training or dropped == _STEPS or states.device.type != "cpu":
+        if not self.training or dropped in {0, _STEPS} or states.device.type != "cpu":
             return functional.dropout(states, self.p, self.training, self.inplace)
         keep = _random_int16(states.shape) >= dropped - _STEPS // 2
         return states * keep.to(states.dtype).mul_(_STEPS / (_STEPS - dropped))
