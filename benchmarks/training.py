@@ -26,7 +26,7 @@ from torch.func import functional_call
 from torch.profiler import profile, record_function
 from transformers import BertConfig, BertForSequenceClassification
 
-from compressor.losses.objective import Outputs, stack_states, terms
+from compressor.losses.objective import Outputs, geometry, terms
 from compressor.settings import ObjectiveSettings
 from compressor.supernet.subnetworks import Subnetwork, grid, paired_states
 from compressor.supernet.supernetwork import SuperNetwork
@@ -133,9 +133,10 @@ class Plain:
         said, answer = Outputs(output.logits), None
         if taught is not None:
             chosen = paired_states(size.kept, self.student.dimensions.layers, "paper")
-            said = Outputs(output.logits, stack_states(output.hidden_states))
-            answer = Outputs(taught.logits, stack_states(taught.hidden_states, chosen))
-        found = terms(self.objective, TASK, said, answer, inputs["attention_mask"], labels)
+            mask, states = inputs["attention_mask"], tuple(taught.hidden_states[index] for index in chosen)
+            said = Outputs(output.logits, geometry(self.objective, output.hidden_states, mask))
+            answer = Outputs(taught.logits, geometry(self.objective, states, mask))
+        found = terms(self.objective, TASK, said, answer, labels)
         return torch.stack(list(found.values())).sum()
 
 

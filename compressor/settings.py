@@ -19,21 +19,35 @@ class Settings(BaseModel):
 class ObjectiveSettings(Settings):
     """What a sub-network is trained towards: the weight of each term; 0 leaves the term out.
 
-    Plain DynaBERT is `{logits: 1.0, hidden_mse: 0.1}`, CKD replaces `hidden_mse` by the four relations.
+    Plain DynaBERT is `{logits: 1.0, hidden_mse: 0.1}`, CKD replaces `hidden_mse` by relations: pairs (as cosines, or as
+    distances) and angles, of words and of layers. `window` is the word angle's; `temperature` divides logits,
+    `relation_temperature` the cosines of pairs.
     """
 
     logits: Weight = 0.0
     labels: Weight = 0.0
     hidden_mse: Weight = 0.0
     word_pair: Weight = 0.0
+    word_distance: Weight = 0.0
     word_angle: Weight = 0.0
     layer_pair: Weight = 0.0
+    layer_distance: Weight = 0.0
     layer_angle: Weight = 0.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    relation_temperature: Annotated[float, Field(gt=0)] = 1.0
     window: Annotated[int, Field(ge=3)] | None = None
-    normalization: Literal["valid", "reference"] = "valid"
+    normalization: Literal["valid", "per_row", "reference"] = "valid"
+    distance_penalty: Literal["l1", "l2", "smooth_l1"] = "smooth_l1"
+    angle_penalty: Literal["l1", "l2", "smooth_l1"] = "l2"
 
-    RELATIONS: ClassVar[tuple[str, ...]] = ("word_pair", "word_angle", "layer_pair", "layer_angle")
+    RELATIONS: ClassVar[tuple[str, ...]] = (
+        "word_pair",
+        "word_distance",
+        "word_angle",
+        "layer_pair",
+        "layer_distance",
+        "layer_angle",
+    )
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from compressor.engine import run
+from compressor.losses.geometry import Geometry
 from compressor.losses.objective import Outputs, terms
 from compressor.losses.shares import shares
 from compressor.progress import Progress
@@ -38,7 +39,7 @@ def objective(**changes: Any) -> ObjectiveSettings:
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=2, max_size=7),
     parts=st.integers(2, 3),
-    normalization=st.sampled_from(["valid", "reference"]),
+    normalization=st.sampled_from(["valid", "per_row", "reference"]),
     window=st.sampled_from([None, 3, 5]),
 )
 def test_parts_of_a_batch_add_up_to_it(lengths: list[int], parts: int, normalization: str, window: int | None) -> None:
@@ -49,8 +50,8 @@ def test_parts_of_a_batch_add_up_to_it(lengths: list[int], parts: int, normaliza
     logits, labels = torch.randn(2, rows, 3, dtype=torch.float64), torch.arange(rows) % 3
 
     def losses(part: slice) -> dict[str, torch.Tensor]:
-        taught, said = (Outputs(logits[side, part], states[side, part]) for side in (0, 1))
-        return terms(how, TASK, said, taught, mask[part], labels[part])
+        taught, said = (Outputs(logits[side, part], Geometry(states[side, part], mask[part])) for side in (0, 1))
+        return terms(how, TASK, said, taught, labels[part])
 
     whole = losses(slice(None))
     total = dict.fromkeys(whole, torch.zeros((), dtype=torch.float64))

@@ -11,7 +11,7 @@ import torch
 
 from compressor.errors import CompressorError
 from compressor.interruption import Interruption
-from compressor.losses.objective import Outputs, stack_states, terms
+from compressor.losses.objective import Outputs, geometry, terms
 from compressor.processes import Processes
 from compressor.settings import ObjectiveSettings, TrainingSettings
 from compressor.supernet.subnetworks import DepthRule, Subnetwork, grid, paired_states
@@ -73,9 +73,8 @@ def plain_gradients(
         found = terms(
             EVERYTHING,
             TASK,
-            Outputs(output.logits, stack_states(output.hidden_states)),
-            Outputs(taught.logits, stack_states(taught.hidden_states, chosen)),
-            mask,
+            Outputs(output.logits, geometry(EVERYTHING, output.hidden_states, mask)),
+            Outputs(taught.logits, geometry(EVERYTHING, tuple(taught.hidden_states[i] for i in chosen), mask)),
             batch["labels"],
         )
         sum(found.values()).backward()  # type: ignore[union-attr]
@@ -214,12 +213,12 @@ def test_a_teacher_of_the_same_width_answers_for_each_width() -> None:
     students = grid(teacher.dimensions, (1.0, 0.5), (1.0, 0.5), "reference")
     sizes = {name: grid(teacher.dimensions, (float(name[1:5]),), (1.0,))[f"{name[:5]}-d1.00"] for name in students}
     inputs = tiny_inputs()
-    answers = Teacher(teacher, sizes, "reference").answer(inputs, students, states=True)
+    answers = Teacher(teacher, sizes, "reference").answer(inputs, students, EVERYTHING)
     narrow = teacher.run(sizes["w0.50-d0.50"], teacher.embed(inputs), inputs["attention_mask"], hidden_states=True)
     assert torch.equal(answers["w0.50-d0.50"].logits, narrow.logits)
-    states = answers["w0.50-d0.50"].states
-    assert states is not None
-    assert torch.equal(states, torch.stack([narrow.hidden_states[i] for i in (0, 2, 4)], dim=1))
+    found = answers["w0.50-d0.50"].geometry
+    assert found is not None
+    assert torch.equal(found.states, torch.stack([narrow.hidden_states[i] for i in (0, 2, 4)], dim=1))
 
 
 def test_regression_distils_and_learns(tmp_path: Path) -> None:
@@ -233,7 +232,6 @@ def test_regression_distils_and_learns(tmp_path: Path) -> None:
 
 def test_an_objective_without_what_it_needs() -> None:
     logits = torch.zeros(2, 3)
-    mask = torch.ones(2, 4)
     for objective, message in (
         (ObjectiveSettings(logits=1), "a teacher"),
         (ObjectiveSettings(labels=1), "labels"),
@@ -241,7 +239,7 @@ def test_an_objective_without_what_it_needs() -> None:
     ):
         teacher = None if message == "a teacher" else Outputs(logits)
         with pytest.raises(ValueError, match=message):
-            terms(objective, TASK, Outputs(logits), teacher, mask, None)
+            terms(objective, TASK, Outputs(logits), teacher, None)
 
 
 def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:

@@ -1,13 +1,15 @@
 """One objective that composes the losses: what a stage trains each sub-network towards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from compressor.losses import relations
+from compressor.losses.geometry import Geometry
 from compressor.losses.hidden import hidden_mse
-from compressor.losses.relations import layer_angle, layer_pair, word_angle, word_pair
 from compressor.settings import ObjectiveSettings
 from compressor.tasks import Task
 
@@ -16,23 +18,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says of a batch: logits [B, outputs] and, where needed, matched states [B, L, n, d]."""
+    """What a model says of a batch: logits [B, outputs] and, where needed, the geometry of its matched states.
+
+    A teacher's geometry serves every student that is compared with it.
+    """
 
     logits: Tensor
-    states: Tensor | None = None
+    geometry: Geometry | None = None
+
+
+def geometry(settings: ObjectiveSettings, states: tuple[Tensor, ...], mask: Tensor) -> Geometry:
+    """Of hidden states (a tuple of [B, n, d]), as an objective compares them; mask [B, n]."""
+    return Geometry(torch.stack(states, dim=1), mask, settings.relation_temperature)
 
 
 def terms(
-    settings: ObjectiveSettings,
-    task: Task,
-    student: Outputs,
-    teacher: Outputs | None,
-    mask: Tensor,
-    labels: Tensor | None,
+    settings: ObjectiveSettings, task: Task, student: Outputs, teacher: Outputs | None, labels: Tensor | None
 ) -> dict[str, Tensor]:
     """Every term with a weight, already multiplied by it; their sum is the loss.
 
-    L = w_logits·L_logits + w_labels·L_labels + w_mse·L_mse + Σ w_r·L_r over the four relations.
+    L = w_logits·L_logits + w_labels·L_labels + w_mse·L_mse + Σ w_r·L_r over the relations.
 
     Raises:
         ValueError: a term needs a teacher, states or labels that are not given.
@@ -46,28 +51,24 @@ def terms(
     if settings.uses_states:
         found |= _state_terms(
             settings,
-            _given(_given(teacher, "a teacher").states, "the teacher's states"),
-            _given(student.states, "the student's states"),
-            mask,
+            _given(_given(teacher, "a teacher").geometry, "the teacher's states"),
+            _given(student.geometry, "the student's states"),
         )
     return found
 
 
-def _state_terms(settings: ObjectiveSettings, teacher: Tensor, student: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    how = settings.normalization
-    losses = {
-        "hidden_mse": lambda: hidden_mse(teacher, student, mask, normalization=how),
-        "word_pair": lambda: word_pair(teacher, student, mask, normalization=how),
-        "word_angle": lambda: word_angle(teacher, student, mask, normalization=how, window=settings.window),
-        "layer_pair": lambda: layer_pair(teacher, student, mask, normalization=how),
-        "layer_angle": lambda: layer_angle(teacher, student, mask, normalization=how),
+def _state_terms(settings: ObjectiveSettings, teacher: Geometry, student: Geometry) -> dict[str, Tensor]:
+    how, distances, angles = settings.normalization, settings.distance_penalty, settings.angle_penalty
+    losses: dict[str, Callable[[], Tensor]] = {
+        "hidden_mse": lambda: hidden_mse(teacher.states, student.states, student.mask, normalization=how),
+        "word_pair": lambda: relations.pair_divergence(teacher.words, student.words, how),
+        "word_distance": lambda: relations.pair_distance(teacher.words, student.words, how, distances),
+        "word_angle": lambda: relations.angle(teacher.words, student.words, how, angles, settings.window),
+        "layer_pair": lambda: relations.pair_divergence(teacher.layers, student.layers, how),
+        "layer_distance": lambda: relations.pair_distance(teacher.layers, student.layers, how, distances),
+        "layer_angle": lambda: relations.angle(teacher.layers, student.layers, how, angles),
     }
     return {name: weight * loss() for name, loss in losses.items() if (weight := getattr(settings, name))}
-
-
-def stack_states(states: tuple[Tensor, ...], chosen: tuple[int, ...] | None = None) -> Tensor:
-    """Hidden states (a tuple of [B, n, d]) as one tensor [B, L, n, d], only the chosen ones in their order."""
-    return torch.stack([states[index] for index in (chosen if chosen is not None else range(len(states)))], dim=1)
 
 
 def _given(value: T | None, name: str) -> T:

@@ -1,41 +1,39 @@
-"""CKD's relations between words (WR) and between layers (LTR), from Gram matrices.
+"""CKD's relations between words (WR) and between layers (LTR).
 
 Contextual Knowledge Distillation (Park, Kim, Yang, EMNLP 2021, arXiv 2109.08359) does not compare hidden states but
 how they stand to each other: pairs of points (cosine or distance) and triples of points (the angle at one of them).
 The points are the words of one layer (WR) or the layers of one word (LTR). Teacher and student may differ in width,
 since a relation is a scalar.
 
-Shapes: B sentences, L matched states (the embeddings count as one), n tokens, d hidden;
-inside this file a *group* is a set of p points that are related to each other: [..., p, d], its mask [..., p].
+Shapes: B sentences, L matched states (the embeddings count as one), n tokens, d hidden. No difference vector is ever
+formed: `geometry` holds the products of points, and everything is read from them.
 
-No difference vector is ever formed: with G = X Xᵀ the angle at i between j and k has the cosine
-(G_jk - G_ij - G_ik + G_ii) / (D_ij D_ik), D²_ij = G_ii + G_jj - 2 G_ij. X is centred first (angles and distances do
-not change), for BERT's upper layers share so large a mean that its square would drown the differences in float32.
-
-Normalisation: `valid` divides the sum over valid entries by their number: pairs j≠i, or triples whose three points
-differ and whose two sides have a length, all of them words and no padding. `reference` divides as the authors' code
-does, by all n² (or n³) combinations, keeps its clamped window borders, and lets padding into a window.
+Normalisation. `valid` divides the sum over valid entries by their number: pairs j≠i, or triples whose three points
+differ and whose two sides have a length, all of them words and no padding. `per_row` lets every point i that has any
+count once: the mean over points of the KL divergence of the row, or of the row's mean of distances or angles.
+`reference` divides as the authors' code does, by all n² (or n³) combinations, keeps its clamped window borders, and
+lets padding into a window; the published weights were tuned for it.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from compressor.losses.angles import Penalty, sum_of_angle_penalties
+from compressor.losses.angles import PENALTIES, Penalty, sum_of_angle_penalties
+from compressor.losses.geometry import Geometry, Group
 
-Normalization = Literal["valid", "reference"]
-
-_PENALTIES: dict[str, Callable[..., Tensor]] = {
-    "l1": functional.l1_loss,
-    "l2": functional.mse_loss,
-    "smooth_l1": functional.smooth_l1_loss,
-}
+Normalization = Literal["valid", "per_row", "reference"]
 
 
-def word_pair(teacher: Tensor, student: Tensor, mask: Tensor, *, normalization: Normalization = "valid") -> Tensor:
+def word_pair(
+    teacher: Tensor,
+    student: Tensor,
+    mask: Tensor,
+    *,
+    normalization: Normalization = "valid",
+    temperature: float = 1.0,
+) -> Tensor:
     """Pair-wise word relation: KL divergence between softmaxes of the words' cosines.
 
     For each word i, P = softmax over the other words j of cos(t_i, t_j), Q the same for the student; the loss sums
@@ -55,7 +53,7 @@ def word_pair(teacher: Tensor, student: Tensor, mask: Tensor, *, normalization: 
         >>> word_pair(states, 2 * states, torch.ones(2, 7)).item() < 1e-6
         True
     """
-    return _pair_divergence(*_by_word(teacher, student, mask), normalization)
+    return pair_divergence(*_words(teacher, student, mask, temperature), normalization)
 
 
 def word_distance(
@@ -71,7 +69,7 @@ def word_distance(
     The distance is squared because the flag of the authors' distance function is inverted and no caller asks
     for the root (`WR_Dist` with `l2`). Arguments and result as in `word_pair`; `penalty` compares the two.
     """
-    return _pair_distance(*_by_word(teacher, student, mask), normalization, penalty)
+    return pair_distance(*_words(teacher, student, mask), normalization, penalty)
 
 
 def word_angle(
@@ -100,15 +98,22 @@ def word_angle(
     """
     if window is not None and (window < 3 or window % 2 == 0):
         raise ValueError(f"window is {window}; an odd number from 3 on is needed: the word and as many on each side")
-    return _angles(*_by_word(teacher, student, mask), normalization, penalty, window)
+    return angle(*_words(teacher, student, mask), normalization, penalty, window)
 
 
-def layer_pair(teacher: Tensor, student: Tensor, mask: Tensor, *, normalization: Normalization = "valid") -> Tensor:
+def layer_pair(
+    teacher: Tensor,
+    student: Tensor,
+    mask: Tensor,
+    *,
+    normalization: Normalization = "valid",
+    temperature: float = 1.0,
+) -> Tensor:
     """Pair-wise layer transforming relation: `word_pair` with the L states of one word as the points (`LTR_Dist`).
 
     Arguments as in `word_pair`; `reference` divides by L²·Σn. Fewer than three states give 0.
     """
-    return _pair_divergence(*_by_layer(teacher, student, mask), normalization)
+    return pair_divergence(*_layers(teacher, student, mask, temperature), normalization)
 
 
 def layer_distance(
@@ -120,7 +125,7 @@ def layer_distance(
     penalty: Penalty = "smooth_l1",
 ) -> Tensor:
     """Pair-wise layer transforming relation over squared distances: `word_distance` with layers as the points."""
-    return _pair_distance(*_by_layer(teacher, student, mask), normalization, penalty)
+    return pair_distance(*_layers(teacher, student, mask), normalization, penalty)
 
 
 def layer_angle(
@@ -135,14 +140,110 @@ def layer_angle(
 
     Arguments as in `word_angle`; `reference` divides by L³·Σn. Fewer than three states give 0.
     """
-    return _angles(*_by_layer(teacher, student, mask), normalization, penalty)
+    return angle(*_layers(teacher, student, mask), normalization, penalty)
 
 
-Group = tuple[Tensor, Tensor, Tensor]
+def pair_divergence(teacher: Group, student: Group, normalization: Normalization) -> Tensor:
+    """KL divergence between the softmaxes of cosines; arguments of `word_pair`, points in groups."""
+    divergence = (teacher.shares * (teacher.log_shares - student.log_shares)).sum()
+    if normalization == "per_row":
+        # A row's sum is its divergence already.
+        return divergence / student.pairs.any(-1).sum().clamp(min=1)
+    return divergence / _pair_count(student, normalization)
 
 
-def _checked(teacher: Tensor, student: Tensor, mask: Tensor) -> Group:
-    """States in at least float32, the teacher's without gradient, the mask as booleans."""
+def pair_distance(teacher: Group, student: Group, normalization: Normalization, penalty: Penalty) -> Tensor:
+    """Penalty between squared distances over their mean; arguments of `word_distance`, points in groups."""
+    pairs = student.pairs
+    difference = PENALTIES[penalty](_over_mean(student), _over_mean(teacher), reduction="none").masked_fill(~pairs, 0)
+    if normalization == "per_row":
+        others = pairs.sum(-1)
+        return (difference.sum(-1) / others.clamp(min=1)).sum() / others.count_nonzero().clamp(min=1)
+    return difference.sum() / _pair_count(student, normalization)
+
+
+def angle(
+    teacher: Group, student: Group, normalization: Normalization, penalty: Penalty, window: int | None = None
+) -> Tensor:
+    """Penalty between cosines of angles; arguments of `word_angle`, points in groups."""
+    near = None if window is None else _near(student.gram, window)
+    if normalization == "reference":
+        return _reference_angle(teacher, student, penalty, near, window)
+    sides = student.pairs & teacher.apart & student.apart
+    if near is not None:
+        sides = sides & (near > 0)
+    neighbours = sides.sum(-1, dtype=student.gram.dtype)
+    triples = neighbours * (neighbours - 1)
+    weights, count = student.gram.new_ones(()), triples.sum()
+    if normalization == "per_row":
+        weights, count = triples.clamp(min=1).rsqrt()[..., None], triples.count_nonzero()
+    total = sum_of_angle_penalties(
+        teacher.gram, student.gram, sides, sides, weights, penalty, None if window is None else window // 2
+    )
+    return total / count.clamp(min=1)
+
+
+def _reference_angle(
+    teacher: Group, student: Group, penalty: Penalty, near: Tensor | None, window: int | None
+) -> Tensor:
+    """As the authors count: a side without length has angles of cosine 0, and padding stands in windows."""
+    words = student.valid
+    if near is None or window is None:
+        pairs, count, near, reach = student.pairs, words.sum(-1).pow(3).sum(), student.gram.new_ones(()), None
+    else:
+        # The authors mask the vertex alone: padding stands in the windows of a sentence's last words.
+        pairs, count, reach = student.different & words[..., None], words.sum() * window**2, window // 2
+    sides = pairs & teacher.apart, pairs & student.apart
+    return sum_of_angle_penalties(teacher.gram, student.gram, *sides, near, penalty, reach) / count.clamp(min=1)
+
+
+def _near(gram: Tensor, window: int) -> Tensor:
+    """How often each point stands in the window of each vertex, [p, p]: places beyond the border count for the border.
+
+    Only `reference` counts them; there the first and the last word stand in for what lies beyond them, as in
+    the authors' code, and so get more weight.
+    """
+    points, reach = gram.shape[-1], window // 2
+    offsets = torch.arange(-reach, reach + 1, device=gram.device)
+    index = (torch.arange(points, device=gram.device)[:, None] + offsets).clamp(0, points - 1)
+    return gram.new_zeros(points, points).scatter_add_(1, index, gram.new_ones(index.shape))
+
+
+def _pair_count(group: Group, normalization: Normalization) -> Tensor:
+    """What a sum over pairs is divided by: the valid ones, or as in the reference all p² of each group."""
+    count = group.pairs.sum() if normalization == "valid" else group.valid.sum(-1).square().sum()
+    return count.clamp(min=1)
+
+
+def _over_mean(group: Group) -> Tensor:
+    """Squared distances over the mean of the positive ones of their group; a group without any stays 0."""
+    distance = group.squared_distances
+    positive = group.pairs & (distance > 0)
+    total = torch.where(positive, distance, 0).sum((-2, -1), keepdim=True)
+    count = positive.sum((-2, -1), keepdim=True)
+    some = count > 0
+    return torch.where(some, distance * count / torch.where(some, total, 1), 0)
+
+
+def _words(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Group, Group]:
+    """Groups of the n words of one state, [B, L]."""
+    both = _geometries(teacher, student, mask, temperature)
+    return both[0].words, both[1].words
+
+
+def _layers(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Group, Group]:
+    """Groups of the L states of one word, [B, n]."""
+    both = _geometries(teacher, student, mask, temperature)
+    return both[0].layers, both[1].layers
+
+
+def _geometries(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float) -> tuple[Geometry, Geometry]:
+    check_shapes(teacher, student, mask)
+    return Geometry(teacher.detach(), mask, temperature), Geometry(student, mask, temperature)
+
+
+def check_shapes(teacher: Tensor, student: Tensor, mask: Tensor) -> None:
+    """Raise ValueError unless states are [B, L, n, ...] alike and the mask is [B, n]."""
     expected = tuple(student.shape[:3])
     if teacher.ndim != 4 or student.ndim != 4 or tuple(teacher.shape[:3]) != expected:
         raise ValueError(
@@ -151,187 +252,3 @@ def _checked(teacher: Tensor, student: Tensor, mask: Tensor) -> Group:
         )
     if tuple(mask.shape) != (expected[0], expected[2]):
         raise ValueError(f"mask must be [B, n] = {(expected[0], expected[2])}, has {tuple(mask.shape)}")
-    precision = torch.promote_types(student.dtype, torch.float32)
-    return teacher.detach().to(precision), student.to(precision), mask.bool()
-
-
-def _by_word(teacher: Tensor, student: Tensor, mask: Tensor) -> Group:
-    """Groups of the n words of one state: points [B, L, n, d], mask [B, L, n]."""
-    teacher, student, words = _checked(teacher, student, mask)
-    return teacher, student, words[:, None, :].expand(student.shape[:3])
-
-
-def _by_layer(teacher: Tensor, student: Tensor, mask: Tensor) -> Group:
-    """Groups of the L states of one word: points [B, n, L, d], mask [B, n, L]."""
-    teacher, student, words = _checked(teacher, student, mask)
-    batch, states, tokens, _ = student.shape
-    return teacher.transpose(1, 2), student.transpose(1, 2), words[:, :, None].expand(batch, tokens, states)
-
-
-def _gram(points: Tensor) -> Tensor:
-    """[..., p, d] -> [..., p, p], never in half precision."""
-    with torch.autocast(points.device.type, enabled=False):
-        return points @ points.transpose(-1, -2)
-
-
-def _centred(points: Tensor, valid: Tensor) -> Tensor:
-    """Points minus the mean of the valid ones, which is a constant to the gradient: no relation depends on it."""
-    weight = valid[..., None].to(points.dtype)
-    mean = (points.detach() * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)
-    return points - mean
-
-
-def _pairs(valid: Tensor) -> Tensor:
-    """[..., p] -> [..., p, p], true where two different points are both valid."""
-    different = ~torch.eye(valid.shape[-1], dtype=torch.bool, device=valid.device)
-    return valid[..., :, None] & valid[..., None, :] & different
-
-
-def _log_softmax_of_cosines(points: Tensor, pairs: Tensor) -> Tensor:
-    """Log-softmax over the other valid points of a row, [..., p, p]; finite everywhere, meaningless off `pairs`."""
-    length = points.square().sum(-1, keepdim=True)
-    # The reference divides by max(‖x‖, 1e-8), as torch's cosine does.
-    direction = points * length.clamp(min=1e-16).rsqrt()
-    return _gram(direction).masked_fill(~pairs, -1e4).log_softmax(-1)
-
-
-def _pair_divergence(teacher: Tensor, student: Tensor, valid: Tensor, normalization: Normalization) -> Tensor:
-    pairs = _pairs(valid)
-    log_p = _log_softmax_of_cosines(teacher, pairs)
-    log_q = _log_softmax_of_cosines(student, pairs)
-    divergence = torch.where(pairs, log_p.exp() * (log_p - log_q), 0).sum()
-    return divergence / _pair_count(valid, pairs, normalization)
-
-
-def _pair_count(valid: Tensor, pairs: Tensor, normalization: Normalization) -> Tensor:
-    """What a sum over pairs is divided by: the valid ones, or as in the reference all p² of each group."""
-    count = pairs.sum() if normalization == "valid" else valid.sum(-1).square().sum()
-    return count.clamp(min=1)
-
-
-def _squared_distances(points: Tensor, valid: Tensor) -> Tensor:
-    """[..., p, d] -> [..., p, p], exactly 0 on the diagonal."""
-    gram = _gram(_centred(points, valid))
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    distance = (square[..., :, None] + square[..., None, :] - 2 * gram).clamp(min=0)
-    return distance * ~torch.eye(distance.shape[-1], dtype=torch.bool, device=distance.device)
-
-
-def _pair_distance(
-    teacher: Tensor, student: Tensor, valid: Tensor, normalization: Normalization, penalty: Penalty
-) -> Tensor:
-    pairs = _pairs(valid)
-    relative_teacher, relative_student = (_over_mean(_squared_distances(x, valid), pairs) for x in (teacher, student))
-    difference = _PENALTIES[penalty](relative_student, relative_teacher, reduction="none")
-    return torch.where(pairs, difference, 0).sum() / _pair_count(valid, pairs, normalization)
-
-
-def _over_mean(distance: Tensor, pairs: Tensor) -> Tensor:
-    """Distances over the mean of the positive ones of their group; a group without any stays 0."""
-    positive = pairs & (distance > 0)
-    total = torch.where(positive, distance, 0).sum((-2, -1), keepdim=True)
-    count = positive.sum((-2, -1), keepdim=True)
-    some = count > 0
-    return torch.where(some, distance * count / torch.where(some, total, 1), 0)
-
-
-def _angles(
-    teacher: Tensor,
-    student: Tensor,
-    valid: Tensor,
-    normalization: Normalization,
-    penalty: Penalty,
-    window: int | None = None,
-) -> Tensor:
-    """Mean penalty between the cosines of teacher and student at every vertex i, over its neighbours j and k."""
-    grams = _gram(_centred(teacher, valid)), _gram(_centred(student, valid))
-    if window is None:
-        return _all_angles(*grams, valid, normalization, penalty)
-    return _windowed_angles(*grams, valid, normalization, penalty, window)
-
-
-def _all_angles(
-    teacher: Tensor, student: Tensor, valid: Tensor, normalization: Normalization, penalty: Penalty
-) -> Tensor:
-    """Every point is a neighbour of every other; Gram matrices [..., p, p]."""
-    teacher_sides, student_sides = (_sides(gram, _pairs(valid)) for gram in (teacher, student))
-    if normalization == "valid":
-        teacher_sides = student_sides = teacher_sides & student_sides
-        neighbours = student_sides.sum(-1)
-        count = (neighbours * (neighbours - 1)).sum()
-    else:
-        count = valid.sum(-1).pow(3).sum()
-    total = sum_of_angle_penalties(teacher, student, teacher_sides, student_sides, penalty)
-    return total / count.clamp(min=1)
-
-
-def _sides(gram: Tensor, pairs: Tensor) -> Tensor:
-    """Pairs whose distance has a length: one that is not lost in rounding, D² > eps (s_i + s_j)."""
-    gram = gram.detach()
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    sum_of_squares = square[..., :, None] + square[..., None, :]
-    return pairs & (sum_of_squares - 2 * gram > _tolerance(gram) * sum_of_squares + torch.finfo(gram.dtype).tiny)
-
-
-def _tolerance(gram: Tensor) -> float:
-    return 1e-6 if gram.dtype == torch.float32 else 1e-12
-
-
-def _windowed_angles(
-    teacher: Tensor, student: Tensor, valid: Tensor, normalization: Normalization, penalty: Penalty, window: int
-) -> Tensor:
-    """Neighbours stand within a window around the vertex; Gram matrices [..., p, p]."""
-    index, inside = _neighbours(valid.shape[-1], window, valid.device)
-    vertex = torch.arange(len(index), device=index.device)[:, None]
-    sides = index != vertex
-    if normalization == "valid":
-        sides = sides & inside & valid[..., :, None] & valid[..., index]
-    teacher_cosines, teacher_apart = _windowed_cosines(teacher, index, sides)
-    student_cosines, student_apart = _windowed_cosines(student, index, sides)
-    if normalization == "valid":
-        both = teacher_apart & student_apart
-        different = ~torch.eye(window, dtype=torch.bool, device=index.device)
-        triples = both[..., :, None] & both[..., None, :] & different
-        count = triples.sum()
-    else:
-        # The authors mask the vertex alone: padding stands in the windows of a sentence's last words.
-        triples = valid[..., :, None, None]
-        count = valid.sum() * window**2
-    difference = _PENALTIES[penalty](student_cosines, teacher_cosines, reduction="none")
-    return torch.where(triples, difference, 0).sum() / count.clamp(min=1)
-
-
-def _neighbours(points: int, window: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices [p, w] of the neighbours of each point, clamped at the borders, and where they were not clamped.
-
-    Only `valid` leaves the clamped ones out; `reference` lets the first and the last word stand in for what lies
-    beyond them, as the authors do, and so gives them more weight.
-    """
-    reach = (window - 1) // 2
-    index = torch.arange(points, device=device)[:, None] + torch.arange(-reach, reach + 1, device=device)
-    return index.clamp(0, points - 1), (index >= 0) & (index < points)
-
-
-def _windowed_cosines(gram: Tensor, index: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines of the angles at each vertex, and which of its sides have a length.
-
-    Args:
-        gram: [..., p, p] of centred points.
-        index: [p, w], the neighbours of each vertex.
-        sides: [p, w] or [..., p, w], true where vertex and neighbour may be taken as a side.
-
-    Returns:
-        Cosines [..., p, w, w], 0 where a side has no length or is not taken; and [..., p, w], true where
-        it is taken and has one.
-    """
-    square = gram.diagonal(dim1=-2, dim2=-1)
-    near = gram[..., torch.arange(len(index), device=index.device)[:, None], index]
-    across = gram[..., index[:, :, None], index[:, None, :]]
-    sum_of_squares = square[..., :, None] + square[..., index]
-    distance = sum_of_squares - 2 * near
-    least = _tolerance(gram) * sum_of_squares + torch.finfo(gram.dtype).tiny
-    apart = sides & (distance.detach() > least.detach())
-    # The inner `where` keeps the gradient of the root finite where the outer one drops the value.
-    inverse = torch.where(apart, torch.where(apart, distance, 1).rsqrt(), 0)
-    product = across - near[..., :, None] - near[..., None, :] + square[..., :, None, None]
-    return product * inverse[..., :, None] * inverse[..., None, :], apart

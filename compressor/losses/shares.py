@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from compressor.losses.relations import Normalization
 from compressor.settings import ObjectiveSettings
 
 
@@ -25,25 +26,30 @@ def shares(settings: ObjectiveSettings, whole: Tensor, part: Tensor) -> dict[str
 def _count(settings: ObjectiveSettings, term: str, mask: Tensor) -> int:
     """What the mean of a term is divided by, up to a factor that is the same for every part."""
     words = mask.long().sum(1)
-    valid = settings.normalization == "valid"
+    how, per_row = settings.normalization, int(words[words > 1].sum())
+    pairs = {"valid": int((words * (words - 1)).sum()), "per_row": per_row, "reference": int((words**2).sum())}[how]
     counts: dict[str, Callable[[], int]] = {
-        "hidden_mse": lambda: int(words.sum()) if valid else len(mask),
-        "word_pair": lambda: int((words * (words - 1) if valid else words**2).sum()),
-        "word_angle": lambda: _triples(mask.bool(), settings.window, valid),
-        "layer_pair": lambda: int(words.sum()),
-        "layer_angle": lambda: int(words.sum()),
+        "hidden_mse": lambda: len(mask) if how == "reference" else int(words.sum()),
+        "word_pair": lambda: pairs,
+        "word_distance": lambda: pairs,
+        "word_angle": lambda: _triples(mask, settings.window, how),
     }
+    if term.startswith("layer_"):
+        return int(words.sum())
     return counts[term]() if term in counts else len(mask)
 
 
-def _triples(mask: Tensor, window: int | None, valid: bool) -> int:
-    """Triples of words; within a window, neighbours of every word."""
-    words = mask.long().sum(1)
-    if window is None:
-        return int((words * (words - 1) * (words - 2) if valid else words**3).sum())
-    if not valid:
-        return int(words.sum())
+def _triples(mask: Tensor, window: int | None, how: Normalization) -> int:
+    """Triples of words, within a window neighbours of every word; for `per_row` the words that have any."""
+    words = mask.long().sum(1, keepdim=True)
+    if how == "reference":
+        return int((words if window else words**3).sum())
+    neighbours = (words if window is None else _near(mask, window)) * mask.long() - 1
+    triples = (neighbours * (neighbours - 1)) * mask.long()
+    return int(triples.count_nonzero() if how == "per_row" else triples.sum())
+
+
+def _near(mask: Tensor, window: int) -> Tensor:
+    """Words within the window of each place, its own counted too [B, n]."""
     ones = torch.ones(1, 1, window, device=mask.device)
-    near = torch.nn.functional.conv1d(mask.float()[:, None], ones, padding=window // 2)
-    neighbours = (near[:, 0].round().long() - 1) * mask
-    return int((neighbours * (neighbours - 1)).sum())
+    return torch.nn.functional.conv1d(mask.float()[:, None], ones, padding=window // 2)[:, 0].round().long()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from compressor.losses.objective import Outputs, terms
+from compressor.losses.objective import Outputs, geometry, terms
 from compressor.settings import ObjectiveSettings
 from compressor.supernet.prefixes import Branch, branches
 from compressor.supernet.subnetworks import Subnetwork
@@ -53,7 +53,7 @@ class GradientStep:
         answers: dict[str, Outputs] = {}
         if self.teacher:
             with record_function("teacher"), self.precision():
-                answers = self.teacher.answer(inputs, sizes, self.objective.uses_states)
+                answers = self.teacher.answer(inputs, sizes, self.objective)
         with record_function("embeddings"), self.precision():
             embeddings = self.supernet.embed(inputs)
         # Every branch starts from leaves; what they collect goes back once, when all branches have added to it.
@@ -102,10 +102,9 @@ class _Walk:
 
     def _finish(self, name: str, logits: Tensor, states: States) -> None:
         objective = self.step.objective
-        with record_function("losses"), self.step.precision():
-            stacked = torch.stack(states, dim=1) if objective.uses_states else None
-            student = Outputs(logits, stacked)
-            found = terms(objective, self.step.task, student, self.answers.get(name), self.mask, self.labels)
+        with record_function("losses"):
+            student = Outputs(logits, geometry(objective, states, self.mask) if objective.uses_states else None)
+            found = terms(objective, self.step.task, student, self.answers.get(name), self.labels)
             found = {term: value * self.weights.get(term, 1.0) for term, value in found.items()}
             total = torch.stack(list(found.values())).sum()
         with record_function("backward"):

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from compressor.losses.objective import Outputs, stack_states
+from compressor.losses.objective import Outputs, geometry
+from compressor.settings import ObjectiveSettings
 from compressor.supernet.subnetworks import DepthRule, Subnetwork, paired_states
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.training.batches import Batch
@@ -30,21 +32,32 @@ class Teacher:
         self.supernet.model.requires_grad_(False)
 
     @torch.no_grad()
-    def answer(self, inputs: Batch, students: Mapping[str, Subnetwork], states: bool) -> dict[str, Outputs]:
-        """Logits and paired states for every student of a batch."""
+    def answer(
+        self, inputs: Batch, students: Mapping[str, Subnetwork], objective: ObjectiveSettings
+    ) -> dict[str, Outputs]:
+        """Logits and the geometry of paired states for every student of a batch."""
         embeddings = self.supernet.embed(inputs)
         mask = self.supernet.spread(embeddings, inputs["attention_mask"])
         outputs = {
-            size: self.supernet.run(size, embeddings, mask, hidden_states=states) for size in set(self.sizes.values())
+            size: self._outputs(size, embeddings, mask, inputs, objective)
+            for size in {self.sizes[name] for name in students}
         }
-        layers = self.supernet.dimensions.layers
-        # Students of one depth are compared with the same states: they are stacked once for all widths.
+        # Students of one depth are compared with the same states, whatever their widths.
         shared: dict[tuple[Subnetwork, tuple[int, ...]], Outputs] = {}
-        answers = {}
         for name, student in students.items():
-            key = (self.sizes[name], paired_states(student.kept, layers, self.rule))
+            key = self._key(name, student)
             if key not in shared:
-                output = outputs[key[0]]
-                shared[key] = Outputs(output.logits, stack_states(output.hidden_states, key[1]) if states else None)
-            answers[name] = shared[key]
-        return answers
+                whole = outputs[key[0]]
+                shared[key] = Outputs(whole.logits, whole.geometry.select(key[1]) if whole.geometry else None)
+        return {name: shared[self._key(name, student)] for name, student in students.items()}
+
+    def _key(self, name: str, student: Subnetwork) -> tuple[Subnetwork, tuple[int, ...]]:
+        return self.sizes[name], paired_states(student.kept, self.supernet.dimensions.layers, self.rule)
+
+    def _outputs(
+        self, size: Subnetwork, embeddings: Tensor, mask: Tensor, inputs: Batch, objective: ObjectiveSettings
+    ) -> Outputs:
+        output = self.supernet.run(size, embeddings, mask, hidden_states=objective.uses_states)
+        if not objective.uses_states:
+            return Outputs(output.logits)
+        return Outputs(output.logits, geometry(objective, output.hidden_states, inputs["attention_mask"]))
