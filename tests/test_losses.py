@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor import losses
+from compressor.losses import relations
+from compressor.losses.geometry import Geometry
 
 RELATIONS: dict[str, Callable[..., Tensor]] = {
     "word_pair": losses.word_pair,
@@ -23,7 +25,7 @@ RELATIONS: dict[str, Callable[..., Tensor]] = {
 }
 ANGLES = ("word_angle", "word_angle windowed", "layer_angle")
 EVERY = pytest.mark.parametrize("name", RELATIONS)
-BOTH = pytest.mark.parametrize("normalization", ["valid", "reference"])
+NORMALIZATIONS = pytest.mark.parametrize("normalization", ["valid", "per_row", "reference"])
 
 GOLDEN_FORMS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "word_pair cosine KL": (losses.word_pair, {}),
@@ -113,8 +115,109 @@ def test_valid_pairs_are_the_mean_over_ordered_pairs() -> None:
     torch.testing.assert_close(losses.word_pair(teacher, student, MASK), total / pairs)
 
 
+def angles_by_differences(teacher: Tensor, student: Tensor, mask: Tensor, how: str, window: int) -> Tensor:
+    """The windowed word angle as the authors write it, from gathered difference vectors; [B, L, n, d]."""
+    points, reach = student.shape[2], window // 2
+    places = torch.arange(points)[:, None] + torch.arange(-reach, reach + 1)
+    near, words = places.clamp(0, points - 1), mask.bool()
+    cosines, apart = [], []
+    for states in (teacher, student):
+        sides = states[:, :, near] - states[:, :, :, None]
+        length = sides.norm(dim=-1)
+        directions = torch.where(length[..., None] > 0, sides / length[..., None].clamp(min=1e-12), 0)
+        cosines.append(directions @ directions.mT)
+        apart.append(length > 0)
+    error = (cosines[1] - cosines[0]).square()
+    if how == "reference":
+        return (error * words[:, None, :, None, None]).sum() / (words.sum() * window**2 * student.shape[1])
+    taken = ((places >= 0) & (places < points)) & words[:, :, None] & words[:, near]
+    taken = taken[:, None] & apart[0] & apart[1]
+    triples = taken[..., :, None] & taken[..., None, :] & ~torch.eye(window, dtype=torch.bool)
+    if how == "valid":
+        return (error * triples).sum() / triples.sum()
+    rows = triples.sum((-2, -1))
+    return ((error * triples).sum((-2, -1)) / rows.clamp(min=1)).sum() / (rows > 0).sum()
+
+
+@NORMALIZATIONS
+@pytest.mark.parametrize(("words", "window"), [(90, 21), (45, 5), (20, 21), (7, 21)])
+def test_windows_in_blocks_equal_gathered_differences(normalization: str, words: int, window: int) -> None:
+    """Windows much shorter than the sentence go through overlapping blocks, longer ones do not."""
+    teacher, student = states(0, 2, 2, words, 5), states(1, 2, 2, words, 4)
+    mask = torch.ones(2, words)
+    mask[1, words - words // 3 :] = 0
+    found, expected = student.clone().requires_grad_(), student.clone().requires_grad_()
+    value = losses.word_angle(teacher, found, mask, window=window, normalization=normalization)
+    by_hand = angles_by_differences(teacher, expected, mask, normalization, window)
+    torch.testing.assert_close(value, by_hand)
+    value.backward()
+    by_hand.backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_rows_count_once_whatever_the_length_of_their_sentence() -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    rows: dict[str, list[Tensor]] = {"pair": [], "angle": []}
+    for b, words in enumerate((7, 5)):
+        for layer in range(3):
+            t, s = teacher[b, layer, :words], student[b, layer, :words]
+            error = (cosines_by_differences(s) - cosines_by_differences(t)).square()
+            for i in range(words):
+                others = [j for j in range(words) if j != i]
+                p, q = (torch.cosine_similarity(x[i], x[others], dim=-1).log_softmax(-1) for x in (t, s))
+                rows["pair"].append((p.exp() * (p - q)).sum())
+                rows["angle"].append(torch.stack([error[i, j, k] for j in others for k in others if j != k]).mean())
+    for loss, kind in ((losses.word_pair, "pair"), (losses.word_angle, "angle")):
+        torch.testing.assert_close(
+            loss(teacher, student, MASK, normalization="per_row"), torch.stack(rows[kind]).mean()
+        )
+
+
+def test_a_temperature_divides_the_cosines() -> None:
+    teacher, student = states(0, 1, 1, 5, 6), states(1, 1, 1, 5, 4)
+    others = ~torch.eye(5, dtype=torch.bool)
+    p, q = (
+        (torch.cosine_similarity(x[0, 0, :, None], x[0, 0], dim=-1)[others].view(5, 4) / 0.1).log_softmax(-1)
+        for x in (teacher, student)
+    )
+    expected = (p.exp() * (p - q)).sum() / 20
+    torch.testing.assert_close(losses.word_pair(teacher, student, torch.ones(1, 5), temperature=0.1), expected)
+
+
+@pytest.mark.parametrize("penalty", ["l1", "smooth_l1"])
+def test_other_penalties_are_streamed_over_vertices(penalty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
+    whole, parts = student.clone().requires_grad_(), student.clone().requires_grad_()
+    expected = losses.word_angle(teacher, whole, MASK, penalty=penalty)
+    expected.backward()
+    monkeypatch.setattr("compressor.losses.angles._CUBE_AT_ONCE", {"cpu": 1})
+    value = losses.word_angle(teacher, parts, MASK, penalty=penalty)
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(parts.grad, whole.grad)
+
+
 @EVERY
-@BOTH
+def test_a_selection_of_states_has_the_relations_of_those_states(name: str) -> None:
+    """A teacher's geometry is computed once, and sub-networks of each depth take their part of it."""
+    teacher, student = states(0, 2, 5, 7, 6), states(1, 2, 3, 7, 4)
+    chosen = Geometry(teacher, MASK).select((0, 2, 4))
+    own = Geometry(student, MASK)
+    kind = "words" if name.startswith("word") else "layers"
+    form: dict[str, Callable[..., Tensor]] = {
+        "pair": relations.pair_divergence,
+        "distance": lambda *groups: relations.pair_distance(*groups, penalty="smooth_l1"),
+        "angle": lambda *groups: relations.angle(*groups, penalty="l2"),
+    }
+    if "windowed" in name:
+        form["angle"] = lambda *groups: relations.angle(*groups, penalty="l2", window=5)
+    value = form[name.split()[0].split("_")[1]](getattr(chosen, kind), getattr(own, kind), "valid")
+    torch.testing.assert_close(value, RELATIONS[name](teacher[:, [0, 2, 4]], student, MASK))
+    assert torch.equal(chosen.states, teacher[:, [0, 2, 4]])
+
+
+@EVERY
+@NORMALIZATIONS
 def test_gradcheck(name: str, normalization: str) -> None:
     teacher, student = states(2, 2, 3, 6, 5), states(3, 2, 3, 6, 4).requires_grad_()
     mask = MASK[:, :6]
@@ -132,7 +235,7 @@ def test_layers_of_one_word_are_words_of_one_layer(name: str) -> None:
 
 
 @EVERY
-@BOTH
+@NORMALIZATIONS
 def test_equal_states_give_nothing(name: str, normalization: str) -> None:
     same = states(0, 2, 3, 7, 6)
     assert RELATIONS[name](same, same.clone(), MASK, normalization=normalization).abs() < 1e-12
@@ -153,6 +256,16 @@ def test_angles_do_not_change_under_translation(name: str) -> None:
     teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4)
     moved = RELATIONS[name](teacher, student + 5 * states(2, 4), MASK)
     torch.testing.assert_close(moved, RELATIONS[name](teacher, student, MASK))
+
+
+def test_points_that_nearly_coincide_keep_their_precision() -> None:
+    """A sum of squares minus twice a sum of products loses everything here in float32."""
+    teacher, student = states(0, 2, 2, 12, 16), states(1, 2, 2, 12, 16)
+    student[:, :, 1] = student[:, :, 0] + 3e-3 * states(2, 2, 2, 16)
+    teacher[:, :, 1] = teacher[:, :, 0] + 3e-3 * states(3, 2, 2, 16)
+    exact = losses.word_angle(teacher, student, torch.ones(2, 12))
+    single = losses.word_angle(teacher.float(), student.float(), torch.ones(2, 12))
+    assert single.item() == pytest.approx(exact.item(), rel=1e-3)
 
 
 @EVERY
@@ -183,7 +296,7 @@ def degenerate(kind: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @EVERY
-@BOTH
+@NORMALIZATIONS
 @pytest.mark.parametrize(
     "kind", ["one word", "no word", "nothing at all", "student's words coincide", "teacher's words coincide"]
 )

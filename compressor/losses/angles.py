@@ -96,8 +96,10 @@ class _SquaredErrors(torch.autograd.Function):
             for part in _parts(len(student), (columns.stop - columns.start) ** 2, student.device):
                 square, strip = (part, columns, columns), (part, rows, columns)
                 block = _Block(
-                    *(gram[square].double() for gram in (teacher, student)),
-                    *(sides[strip] for sides in (teacher_sides, student_sides)),
+                    teacher[square].double(),
+                    student[square].double(),
+                    teacher_sides[strip],
+                    student_sides[strip],
                     weights[strip].double(),
                     inner,
                 )

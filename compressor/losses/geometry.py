@@ -135,8 +135,8 @@ class _Selected(Geometry):
     @cached_property
     def words(self) -> Group:
         whole, chosen = self._whole.words, self._chosen
-        parts = (part[:, chosen] for part in (whole.gram, whole.shift, whole.mean, whole.valid))
-        return Group(*parts, whole.temperature)
+        gram, shift, mean = whole.gram[:, chosen], whole.shift[:, chosen], whole.mean[:, chosen]
+        return Group(gram, shift, mean, whole.valid[:, chosen], whole.temperature)
 
     @cached_property
     def layers(self) -> Group:

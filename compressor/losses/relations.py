@@ -43,7 +43,9 @@ def word_pair(
         teacher: hidden states [B, L, n, d_teacher]; no gradient flows into them.
         student: hidden states [B, L, n, d_student].
         mask: [B, n], 1 for words (with [CLS] and [SEP]), 0 for padding.
-        normalization: `valid` divides by the number of ordered pairs j≠i, `reference` by L·Σn².
+        normalization: `valid` divides by the number of ordered pairs j≠i, `per_row` by the number of words that have
+            another one, `reference` by L·Σn².
+        temperature: divides the cosines; the authors' is 1, at which a softmax over many words is nearly flat.
 
     Returns:
         A scalar; 0 if no sentence has three words to compare (a softmax over one word is always 1).
@@ -87,11 +89,12 @@ def word_angle(
         teacher: hidden states [B, L, n, d_teacher]; no gradient flows into them.
         student: hidden states [B, L, n, d_student].
         mask: [B, n], 1 for words, 0 for padding.
-        normalization: `valid` divides by the number of valid triples, `reference` by L·Σn³ (L·window²·Σn).
+        normalization: `valid` divides by the number of valid triples, `per_row` takes the mean of every word that has
+            any, `reference` divides by L·Σn³ (L·window²·Σn).
         window: odd number of words around i (i included) that j and k are taken from; None takes all.
-            The authors run 21 (`WR_Angle_window`). Without it the angles are streamed and memory stays at B·L·n²
-            numbers; with it it is B·L·n·window².
-        penalty: compares the two cosines; the authors' default is the squared error.
+            The authors run 21 (`WR_Angle_window`).
+        penalty: compares the two cosines. The squared error, the authors' default, is a sum of matrix products;
+            the others form B·L·n³ angles, a few words at a time, window or not.
 
     Raises:
         ValueError: the window is even or below 3.
