@@ -104,6 +104,19 @@ def test_gradients_are_reduced_once_a_step(tmp_path: Path, monkeypatch: pytest.M
     assert reduced[0].numel() >= sum(parameter.numel() for parameter in tiny_model().parameters())
 
 
+def test_processes_drop_different_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has its own part of a batch: one mask for all of them would tie rows that have nothing in common."""
+    seeds: dict[int, list[int]] = {0: [], 1: []}
+    for rank in seeds:
+        processes = Processes()
+        processes.rank = rank
+        trained = training(tiny_model(), tiny_model(seed=5), tmp_path, processes=processes)
+        note = seeds[rank].append
+        monkeypatch.setattr(trained, "_add_gradients", lambda *_: note(torch.initial_seed()))
+        trained.run(batches())
+    assert len(set(seeds[0] + seeds[1])) == 12
+
+
 def test_a_run_has_the_weights_of_a_plain_loop(tmp_path: Path) -> None:
     """Clipping, AdamW, the falling learning rate, gradients that start from zero at every step."""
     options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
