@@ -81,12 +81,20 @@ class Context:
         """Read model configuration, data and tokenizer.
 
         Raises:
-            CompressorError: any of them cannot be used, or two sizes of the family would be the same.
+            CompressorError: any of them cannot be used, two sizes of the family would be the same, or a stage cannot do
+                its work with them.
         """
-        self.sizes(dimensions_of(models.load_config(self.recipe.model)))
+        self.sizes(self.dimensions)
+        for place, stage in enumerate(self.recipe.stages):
+            stage.check(self, f"stages[{place}] ({stage.type})")
         if self.recipe.tracking:
             check_tracking(self.recipe.tracking)
         _ = self.data
+
+    @cached_property
+    def dimensions(self) -> Dimensions:
+        """Of the recipe's model."""
+        return dimensions_of(models.load_config(self.recipe.model))
 
     @cached_property
     def data(self) -> Data:

@@ -16,12 +16,31 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class StateLists(Settings):
+    """Hidden states of teacher and student that are compared, pair by pair; 0 is the output of the embeddings."""
+
+    teacher: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    student: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _are_pairs(self) -> "StateLists":
+        if len(self.teacher) != len(self.student):
+            raise ValueError(
+                f"teacher names {len(self.teacher)} states and student {len(self.student)}; they are pairs"
+            )
+        for states in (self.teacher, self.student):
+            if list(states) != sorted(set(states)):
+                raise ValueError(f"{list(states)} must ascend")
+        return self
+
+
 class ObjectiveSettings(Settings):
     """What a sub-network is trained towards: the weight of each term; 0 leaves the term out.
 
     Plain DynaBERT is `{logits: 1.0, hidden_mse: 0.1}`, CKD replaces `hidden_mse` by relations: pairs (as cosines, or as
     distances) and angles, of words and of layers. `window` is the word angle's; `temperature` divides logits,
-    `relation_temperature` the cosines of pairs.
+    `relation_temperature` the cosines of pairs. `matching` says which states are compared; without it a sub-network's
+    are, each with that of the layer it keeps, and another architecture's by `emb+skip`.
     """
 
     logits: Weight = 0.0
@@ -39,6 +58,7 @@ class ObjectiveSettings(Settings):
     normalization: Literal["valid", "per_row", "reference"] = "valid"
     distance_penalty: Literal["l1", "l2", "smooth_l1"] = "smooth_l1"
     angle_penalty: Literal["l1", "l2", "smooth_l1"] = "l2"
+    matching: Annotated[str, Field(pattern=r"^(emb\+skip|skip|final|last-[1-9][0-9]*)$")] | StateLists | None = None
 
     RELATIONS: ClassVar[tuple[str, ...]] = (
         "word_pair",

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor import losses
+from compressor.errors import CompressorError
 from compressor.losses import relations
 from compressor.losses.geometry import Geometry
+from compressor.losses.matching import Matching, check_matching, match
+from compressor.settings import ObjectiveSettings, StateLists
 
 RELATIONS: dict[str, Callable[..., Tensor]] = {
     "word_pair": losses.word_pair,
@@ -371,3 +374,47 @@ def test_wrong_shapes_say_what_is_expected() -> None:
     for window in (4, 1):
         with pytest.raises(ValueError, match="odd number"):
             losses.word_angle(teacher, student, MASK, window=window)
+
+
+# --- layer matching ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "layers", "teacher", "student"),
+    [
+        ("emb+skip", (12, 6), (0, 2, 4, 6, 8, 10, 12), (0, 1, 2, 3, 4, 5, 6)),
+        ("emb+skip", (12, 4), (0, 3, 6, 9, 12), (0, 1, 2, 3, 4)),
+        ("emb+skip", (12, 8), (0, 3, 6, 9, 12), (0, 2, 4, 6, 8)),
+        ("emb+skip", (12, 9), (0, 4, 8, 12), (0, 3, 6, 9)),
+        ("skip", (12, 4), (3, 6, 9, 12), (1, 2, 3, 4)),
+        ("last-6", (12, 6), (7, 8, 9, 10, 11, 12), (1, 2, 3, 4, 5, 6)),
+        ("final", (12, 4), (12,), (4,)),
+        (StateLists(teacher=(0, 6, 12), student=(0, 2, 4)), (12, 4), (0, 6, 12), (0, 2, 4)),
+    ],
+)
+def test_matchings_are_those_of_the_spec(
+    how: Any, layers: tuple[int, int], teacher: tuple[int, ...], student: tuple[int, ...]
+) -> None:
+    assert match(how, *layers) == Matching(teacher, student)
+
+
+def test_a_matching_that_cannot_be_is_told() -> None:
+    relations_of_layers = ObjectiveSettings(logits=1, layer_angle=1, matching="final")
+    for objective, message in (
+        (
+            ObjectiveSettings(logits=1, word_pair=1, matching="last-5"),
+            "last-5: teacher and student have 6 and 4 layers",
+        ),
+        (relations_of_layers, "1 matched states have no layer_angle, which need three"),
+        (
+            ObjectiveSettings(logits=1, hidden_mse=1, matching={"teacher": [7], "student": [4]}),
+            "teacher: there is no state 7; it has states 0 to 6",
+        ),
+    ):
+        with pytest.raises(CompressorError, match=message):
+            check_matching(objective, 6, (6, 4), "stages[1] (depth)")
+    for wrong in ({"teacher": [1, 2], "student": [1]}, {"teacher": [2, 1], "student": [1, 2]}):
+        with pytest.raises(ValueError, match=r"pairs|ascend"):
+            StateLists(**wrong)
+    with pytest.raises(ValueError, match="pattern"):
+        ObjectiveSettings(logits=1, matching="last")

@@ -11,6 +11,7 @@ import torch
 
 from compressor.errors import CompressorError
 from compressor.interruption import Interruption
+from compressor.losses.hidden import hidden_mse
 from compressor.losses.objective import Outputs, geometry, terms
 from compressor.processes import Processes
 from compressor.settings import ObjectiveSettings, TrainingSettings
@@ -81,6 +82,28 @@ def plain_gradients(
     return {name: p.grad for name, p in supernet.model.named_parameters()}
 
 
+def test_an_objective_says_which_states_are_compared() -> None:
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student, teacher = tiny_model(**options), tiny_model(seed=5, **options)
+    supernet, taught_by = SuperNetwork(student), SuperNetwork(teacher)
+    sizes = grid(supernet.dimensions, (1.0,), (1.0, 0.5))
+    objective = ObjectiveSettings(logits=1, hidden_mse=1, matching="skip")
+    inputs = tiny_inputs()
+    step = GradientStep(supernet, objective, TASK, Teacher(taught_by, dict.fromkeys(sizes, taught_by.whole), "paper"))
+    found = step(inputs, sizes)
+    states = [model(**inputs, output_hidden_states=True).hidden_states for model in (teacher, student)]
+    expected = sum(
+        hidden_mse(states[0][i][:, None], states[1][i][:, None], inputs["attention_mask"]) for i in range(1, 5)
+    )
+    torch.testing.assert_close(found["w1.00-d1.00"]["hidden_mse"], expected)
+    small = supernet.run(sizes["w1.00-d0.50"], supernet.embed(inputs), inputs["attention_mask"], hidden_states=True)
+    expected = sum(
+        hidden_mse(states[0][i][:, None], small.hidden_states[j][:, None], inputs["attention_mask"])
+        for i, j in ((2, 1), (4, 2))
+    )
+    torch.testing.assert_close(found["w1.00-d0.50"]["hidden_mse"], expected)
+
+
 @pytest.mark.parametrize("rule", ["paper", "reference"])
 def test_a_step_has_the_gradients_of_a_plain_loop(rule: DepthRule) -> None:
     """Depths that begin alike, too: of four layers, 0.75 keeps 1, 2 and 4 (paper) or 1, 2 and 3 (reference)."""
@@ -111,8 +134,7 @@ def test_processes_drop_different_elements(tmp_path: Path, monkeypatch: pytest.M
         processes = Processes()
         processes.rank = rank
         trained = training(tiny_model(), tiny_model(seed=5), tmp_path, processes=processes)
-        note = seeds[rank].append
-        monkeypatch.setattr(trained, "_add_gradients", lambda *_: note(torch.initial_seed()))
+        monkeypatch.setattr(trained, "_add_gradients", lambda *_, rank=rank: seeds[rank].append(torch.initial_seed()))
         trained.run(batches())
     assert len(set(seeds[0] + seeds[1])) == 12
 

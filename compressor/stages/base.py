@@ -33,6 +33,13 @@ class Stage(Settings):
     everywhere: ClassVar[bool] = False
     delivers: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, context: "Context", path: str) -> None:
+        """Look, before anything runs, for what the recipe alone does not show; `path` is the stage's in the recipe.
+
+        Raises:
+            CompressorError: the stage cannot do its work with this model or data.
+        """
+
     def run(self, context: "Context") -> str:
         """Do the work; the returned words are shown when it is done."""
         raise NotImplementedError

@@ -25,6 +25,16 @@ class Depth(FamilyTrainingStage):
     precedes: ClassVar[tuple[str, ...]] = ("finetune_family", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family", "objective"})
 
+    def check(self, context: "Context", path: str) -> None:
+        from compressor.losses.matching import check_matching
+
+        check_matching(
+            context.recipe.objective_of(self),
+            context.dimensions.layers,
+            (len(size.kept) for size in context.sizes(context.dimensions).values()),
+            path,
+        )
+
     def run(self, context: "Context") -> str:
         from compressor.stages.learning import learn
         from compressor.supernet.subnetworks import Subnetwork

@@ -22,6 +22,11 @@ class Width(FamilyTrainingStage):
     precedes: ClassVar[tuple[str, ...]] = ("depth", "finetune_family", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family", "objective"})
 
+    def check(self, context: "Context", path: str) -> None:
+        from compressor.losses.matching import check_matching
+
+        check_matching(context.recipe.objective_of(self), context.dimensions.layers, (context.dimensions.layers,), path)
+
     def run(self, context: "Context") -> str:
         from compressor.stages.learning import learn
         from compressor.supernet.subnetworks import grid

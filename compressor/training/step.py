@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from compressor.losses.geometry import Geometry
 from compressor.losses.objective import Outputs, geometry, terms
 from compressor.settings import ObjectiveSettings
 from compressor.supernet.prefixes import Branch, branches
@@ -59,7 +60,7 @@ class GradientStep:
         # Every branch starts from leaves; what they collect goes back once, when all branches have added to it.
         start = embeddings.detach().requires_grad_()
         mask = inputs["attention_mask"]
-        walk = _Walk(self, mask, self.supernet.spread(embeddings, mask), labels, answers, weights or {}, {})
+        walk = _Walk(self, mask, self.supernet.spread(embeddings, mask), labels, sizes, answers, weights or {}, {})
         with warnings.catch_warnings():
             # Gradients of column slices are column slices themselves, which torch notes once, and which is wanted here.
             warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
@@ -83,6 +84,7 @@ class _Walk:
     mask: Tensor
     spread: Tensor
     labels: Tensor | None
+    sizes: Mapping[str, Subnetwork]
     answers: Mapping[str, Outputs]
     weights: Mapping[str, float]
     losses: Losses
@@ -103,13 +105,20 @@ class _Walk:
     def _finish(self, name: str, logits: Tensor, states: States) -> None:
         objective = self.step.objective
         with record_function("losses"):
-            student = Outputs(logits, geometry(objective, states, self.mask) if objective.uses_states else None)
+            student = Outputs(logits, self._geometry(name, states))
             found = terms(objective, self.step.task, student, self.answers.get(name), self.labels)
             found = {term: value * self.weights.get(term, 1.0) for term, value in found.items()}
             total = torch.stack(list(found.values())).sum()
         with record_function("backward"):
             total.backward()
         self.losses[name] = {term: value.detach() for term, value in found.items()}
+
+    def _geometry(self, name: str, states: States) -> Geometry | None:
+        teacher, objective = self.step.teacher, self.step.objective
+        if teacher is None or not objective.uses_states:
+            return None
+        chosen = teacher.matching(self.sizes[name], objective).student
+        return geometry(objective, tuple(states[index] for index in chosen), self.mask)
 
     def _branch_off(self, branch: Branch, before: States, own: States) -> None:
         leaves = tuple(state.detach().requires_grad_() for state in own)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.losses.matching import Matching, match
 from compressor.losses.objective import Outputs, geometry
 from compressor.settings import ObjectiveSettings
 from compressor.supernet.subnetworks import DepthRule, Subnetwork, paired_states
@@ -20,7 +21,7 @@ class Teacher:
     Attributes:
         supernet: its weights do not change, its dropout is off.
         sizes: by the student's name; equal ones are run once a batch.
-        rule: how the students' hidden states are paired with the teacher's.
+        rule: how the students' hidden states are paired with the teacher's if the objective does not say.
     """
 
     supernet: SuperNetwork
@@ -44,15 +45,21 @@ class Teacher:
         }
         # Students of one depth are compared with the same states, whatever their widths.
         shared: dict[tuple[Subnetwork, tuple[int, ...]], Outputs] = {}
+        answers = {}
         for name, student in students.items():
-            key = self._key(name, student)
+            key = (self.sizes[name], self.matching(student, objective).teacher)
             if key not in shared:
                 whole = outputs[key[0]]
                 shared[key] = Outputs(whole.logits, whole.geometry.select(key[1]) if whole.geometry else None)
-        return {name: shared[self._key(name, student)] for name, student in students.items()}
+            answers[name] = shared[key]
+        return answers
 
-    def _key(self, name: str, student: Subnetwork) -> tuple[Subnetwork, tuple[int, ...]]:
-        return self.sizes[name], paired_states(student.kept, self.supernet.dimensions.layers, self.rule)
+    def matching(self, student: Subnetwork, objective: ObjectiveSettings) -> Matching:
+        """Which states are compared."""
+        layers, own = self.supernet.dimensions.layers, len(student.kept)
+        if objective.matching is not None:
+            return match(objective.matching, layers, own)
+        return Matching(paired_states(student.kept, layers, self.rule), tuple(range(own + 1)))
 
     def _outputs(
         self, size: Subnetwork, embeddings: Tensor, mask: Tensor, inputs: Batch, objective: ObjectiveSettings
