@@ -15,6 +15,7 @@ from compressor.interruption import Interruption
 from compressor.processes import Processes
 from compressor.progress import Progress
 from compressor.recipe import Recipe, ScratchModel
+from compressor.students import family_config
 from compressor.supernet.architectures import Dimensions, dimensions_of
 from compressor.supernet.subnetworks import Subnetwork, grid, size_name
 from compressor.supernet.supernetwork import SuperNetwork
@@ -28,6 +29,7 @@ class Data:
 
     Attributes:
         selection: the part of the training rows that no stage trains on: checkpoints are chosen by it.
+        unlabelled: more texts to distil on; their rows are numbered on behind those of the training data.
     """
 
     task: Task
@@ -35,11 +37,20 @@ class Data:
     train: datasets.Dataset
     validation: datasets.Dataset
     selection: datasets.Dataset | None = None
+    unlabelled: datasets.Dataset | None = None
 
     @property
     def labelled(self) -> bool:
         """Whether the training rows carry labels."""
         return "labels" in self.train.column_names
+
+    @property
+    def texts(self) -> datasets.Dataset:
+        """What is distilled on: the training rows, and the unlabelled ones if there are any."""
+        if self.unlabelled is None:
+            return self.train
+        train = self.train.remove_columns("labels") if self.labelled else self.train
+        return datasets.concatenate_datasets([train, self.unlabelled])
 
     def labels(self, rows: datasets.Dataset) -> Array | None:
         """Labels of rows as an array [N]; None where there are none."""
@@ -92,16 +103,21 @@ class Context:
         _ = self.data
 
     @cached_property
-    def dimensions(self) -> Dimensions:
+    def source_dimensions(self) -> Dimensions:
         """Of the recipe's model."""
         return dimensions_of(models.load_config(self.recipe.model))
+
+    @cached_property
+    def dimensions(self) -> Dimensions:
+        """Of the model that the family is cut from: the recipe's, or the student that a stage distils it into."""
+        return dimensions_of(family_config(self.recipe))
 
     @cached_property
     def data(self) -> Data:
         """Data and tokenizer, read once a run."""
         recipe = self.recipe
         config = models.load_config(recipe.model)
-        longest = models.longest_input(config)
+        longest = min(models.longest_input(config), models.longest_input(family_config(recipe)))
         if recipe.data.max_length > longest:
             raise CompressorError(
                 f"data.max_length: {recipe.data.max_length} is more than the {longest} tokens that the model can read"
@@ -112,14 +128,21 @@ class Context:
         tokenizer = self._tokenizer(train)
         tables = (tokenise(t, encode_labels(task, t), tokenizer, recipe.data.max_length) for t in (train, validation))
         rows, validation_rows = tables
+        unlabelled = self._unlabelled(tokenizer, behind=max(train.column("row")))
         if not recipe.data.selection:
-            return Data(task, tokenizer, rows, validation_rows)
+            return Data(task, tokenizer, rows, validation_rows, unlabelled=unlabelled)
         if len(rows) * (1 - recipe.data.selection) < 1:
             raise CompressorError(
                 f"data.selection: {recipe.data.selection} of {len(rows)} training rows leaves none to train on"
             )
         parts = rows.train_test_split(test_size=recipe.data.selection, seed=recipe.seed)
-        return Data(task, tokenizer, parts["train"], validation_rows, parts["test"])
+        return Data(task, tokenizer, parts["train"], validation_rows, parts["test"], unlabelled)
+
+    def _unlabelled(self, tokenizer: Any, behind: int) -> datasets.Dataset | None:
+        if not self.recipe.data.more_texts:
+            return None
+        table = read(self.recipe.data, "unlabelled", self.recipe.seed)
+        return tokenise(table, None, tokenizer, self.recipe.data.max_length, behind)
 
     def _tokenizer(self, train: Table) -> Any:
         if isinstance(self.recipe.model, ScratchModel):
@@ -127,26 +150,41 @@ class Context:
         return models.load_tokenizer(self.recipe.model)
 
     def start_model(self) -> tuple[Any, bool]:
-        """The recipe's own model, before any stage, and whether its head is trained."""
+        """The model before it is fine-tuned, and whether its head is trained: the recipe's, or the student of it."""
+        if "distill" in self.checkpoints:
+            return models.load_model(self.checkpoints["distill"], self.data.task)
+        return self._source_model()
+
+    def _source_model(self) -> tuple[Any, bool]:
         source = self.recipe.model
         if isinstance(source, ScratchModel):
             return models.new_model(source, self.data.tokenizer, self.data.task), False
         return models.load_model(source, self.data.task)
 
     def teacher(self) -> SuperNetwork:
-        """The fine-tuned teacher: the `finetune` stage's, or the recipe's model if that is trained.
+        """The fine-tuned teacher, which sizes are compared with: the recipe's model, fine-tuned if it was not yet.
+
+        Where a student of the pre-trained model was fine-tuned, the student is the teacher of everything behind it.
 
         Raises:
-            CompressorError: there is neither.
+            CompressorError: nothing was fine-tuned.
         """
-        if "finetune" in self.checkpoints:
+        done = list(self.checkpoints)
+        if "finetune" in done and done[:2] != ["distill", "finetune"]:
             return self.load(self.checkpoints["finetune"])
-        model, trained = self.start_model()
-        if not trained:
-            raise CompressorError(
-                f"model: {self.recipe.model} has no trained head for this task; put a finetune stage first"
-            )
-        return SuperNetwork(model)
+        model, trained = self._source_model()
+        if trained:
+            return SuperNetwork(model)
+        if "finetune" in done:
+            return self.load(self.checkpoints["finetune"])
+        raise CompressorError(
+            f"model: {self.recipe.model} has no trained head for this task; put a finetune stage first"
+        )
+
+    def trained(self) -> SuperNetwork:
+        """The fine-tuned model that the family is cut from: the teacher, or the student that it was distilled into."""
+        made = [stage for stage in self.checkpoints if stage in ("finetune", "distill")]
+        return self.load(self.checkpoints[made[-1]]) if made else self.teacher()
 
     def latest(self) -> SuperNetwork:
         """The super-network as the last finished stage left it; the teacher before any."""
@@ -155,13 +193,20 @@ class Context:
         return self.load(list(self.checkpoints.values())[-1])
 
     def load(self, checkpoint: Path) -> SuperNetwork:
-        """The model of a finished stage."""
-        return SuperNetwork(models.load_model(checkpoint, self.data.task)[0])
+        """The model of a finished stage.
 
-    def save(self, supernet: SuperNetwork) -> None:
+        Raises:
+            CompressorError: its head was never trained.
+        """
+        model, trained = models.load_model(checkpoint, self.data.task)
+        if not trained:
+            raise CompressorError(f"{checkpoint.name} left an encoder without a head; put a finetune stage behind it")
+        return SuperNetwork(model)
+
+    def save(self, model: Any) -> None:
         """Write a model and its tokenizer into the stage's folder; other processes than the main one write nothing."""
         if self.processes.main:
-            models.save(supernet.model, self.data.tokenizer, self.folder)
+            models.save(model, self.data.tokenizer, self.folder)
 
     @property
     def multipliers(self) -> dict[str, tuple[float, float]]:

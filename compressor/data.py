@@ -3,7 +3,8 @@
 import csv
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from typing import Any, Literal
 import datasets
 
 from compressor.errors import CompressorError, nearest, one_line
+from compressor.files import fitting
 from compressor.recipe import FileData, GeneratedData, HubData
+from compressor.settings import FileCorpus, HubCorpus
 from compressor.tasks import Classification, Regression, Task
 
 SUFFIXES = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -32,8 +35,11 @@ class Table:
         return list(self.rows[name])
 
 
-def read(settings: FileData | HubData | GeneratedData, split: Literal["train", "validation"], seed: int) -> Table:
-    """One split of a recipe's data with its columns renamed to `text`, `text_pair` and `label`.
+Split = Literal["train", "validation", "unlabelled"]
+
+
+def read(settings: FileData | HubData | GeneratedData, split: Split, seed: int) -> Table:
+    """One split of a recipe's data with its columns renamed to `text`, `text_pair` and `label` (not `unlabelled`).
 
     Args:
         seed: draws the rows when `train_limit` asks for fewer than there are.
@@ -44,7 +50,8 @@ def read(settings: FileData | HubData | GeneratedData, split: Literal["train", "
     rows, source = _load(settings, split)
     if not len(rows):
         raise CompressorError(f"data.{split}: {source} holds no rows")
-    wanted = {"text": settings.text, "text_pair": settings.text_pair, "label": settings.label}
+    label = None if split == "unlabelled" else settings.label
+    wanted = {"text": settings.text, "text_pair": settings.text_pair, "label": label}
     columns = {new: old for new, old in wanted.items() if old is not None}
     for new, old in columns.items():
         if old not in rows.column_names:
@@ -57,12 +64,12 @@ def read(settings: FileData | HubData | GeneratedData, split: Literal["train", "
     return table
 
 
-def _load(settings: FileData | HubData | GeneratedData, split: str) -> tuple[datasets.Dataset, str]:
+def _load(settings: FileData | HubData | GeneratedData, split: Split) -> tuple[datasets.Dataset, str]:
     if isinstance(settings, FileData):
-        path = settings.train if split == "train" else settings.validation
+        path = getattr(settings, split)
         return _load_file(Path(path), f"data.{split}"), path
     if isinstance(settings, HubData):
-        name = settings.train_split if split == "train" else settings.validation_split
+        name = getattr(settings, f"{split}_split")
         return _load_hub(settings, name), f"{settings.hub} ({name})"
     from compressor.generator import statements
 
@@ -111,6 +118,72 @@ def _load_hub(settings: HubData, split: str) -> datasets.Dataset:
             f"data.hub: {settings.hub} cannot be loaded: {one_line(error)}; local files are given as "
             "data.train=FILE data.validation=FILE"
         ) from error
+
+
+# Texts that are held back to draw the next one from.
+_SHUFFLED = 10_000
+
+
+def open_corpus(settings: FileCorpus | HubCorpus, seed: int) -> Callable[[int], Iterable[str]]:
+    """A corpus as a function from an epoch to its texts, which are read as they go by, in the epoch's own order.
+
+    Raises:
+        CompressorError: a file is missing or cannot be read, or has no such column; also while texts are read.
+    """
+    rows = _stream(settings)
+    with _reading_corpus(settings):
+        first: dict[str, Any] = next(iter(rows), {})
+    if settings.text not in first:
+        raise CompressorError(f"corpus.text: there is no column {settings.text!r}{nearest(settings.text, first)}")
+    shuffled = rows.shuffle(seed=seed, buffer_size=_SHUFFLED)
+
+    def texts(epoch: int) -> Iterator[str]:
+        shuffled.set_epoch(epoch)
+        with _reading_corpus(settings):
+            for row in shuffled:
+                yield row[settings.text] or ""
+
+    return texts
+
+
+def corpus_files(settings: FileCorpus) -> list[Path]:
+    """The files of a corpus, patterns resolved.
+
+    Raises:
+        CompressorError: a name fits no file, or files are of different kinds.
+    """
+    found: list[Path] = []
+    for pattern in settings.patterns:
+        files = fitting(pattern)
+        if not files:
+            raise CompressorError(f"corpus.files: no file fits {pattern}")
+        found += files
+    kinds = {path.suffix for path in found}
+    if len(kinds) > 1 or not kinds <= {".txt", ".jsonl", ".csv", ".parquet"}:
+        raise CompressorError(
+            f"corpus.files: one of .txt, .jsonl, .csv, .parquet is needed, not {', '.join(sorted(kinds))}"
+        )
+    return found
+
+
+def _stream(settings: FileCorpus | HubCorpus) -> datasets.IterableDataset:
+    if isinstance(settings, FileCorpus):
+        files = [str(path) for path in corpus_files(settings)]
+        kind = {".txt": "text", ".jsonl": "json"}.get(Path(files[0]).suffix, Path(files[0]).suffix[1:])
+        return datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
+    with _reading_corpus(settings):
+        return datasets.load_dataset(
+            settings.hub, settings.config, split=settings.split, revision=settings.revision, streaming=True
+        )
+
+
+@contextmanager
+def _reading_corpus(settings: FileCorpus | HubCorpus) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        source = settings.hub if isinstance(settings, HubCorpus) else settings.files
+        raise CompressorError(f"corpus: {source} cannot be read: {one_line(error)}") from error
 
 
 def _check_texts(table: Table) -> None:
@@ -196,11 +269,13 @@ def _number(value: Any, row: int, source: str) -> float:
     return number
 
 
-def tokenise(table: Table, labels: list[int] | list[float] | None, tokenizer: Any, max_length: int) -> datasets.Dataset:
-    """Token ids of every row, not padded, its `row`, and `labels` where there are any."""
+def tokenise(
+    table: Table, labels: list[int] | list[float] | None, tokenizer: Any, max_length: int, behind: int = 0
+) -> datasets.Dataset:
+    """Token ids of every row, not padded, its `row` (counted on behind others), and `labels` where there are any."""
     pairs = table.column("text_pair") if "text_pair" in table.rows.column_names else None
     encoded = dict(tokenizer(table.column("text"), pairs, truncation=True, max_length=max_length))
-    encoded["row"] = table.column("row")
+    encoded["row"] = [behind + row for row in table.column("row")]
     if labels is not None:
         encoded["labels"] = labels
     return datasets.Dataset.from_dict(encoded)

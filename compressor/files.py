@@ -157,3 +157,10 @@ def newest_checkpoint(folder: Path) -> int:
     """The step of the newest checkpoint in a folder; 0 if there is none."""
     files = checkpoint_files(folder)
     return int(files[-1].stem.removeprefix("step-")) if files else 0
+
+
+def fitting(pattern: str) -> list[Path]:
+    """Files that a path or a pattern (`texts/*.txt`, `texts/**/*.txt`) fits."""
+    path = Path(pattern).expanduser()
+    found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return sorted(file for file in found if file.is_file())

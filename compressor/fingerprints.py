@@ -6,9 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from compressor.files import sha256
+from compressor.files import fitting, sha256
 from compressor.recipe import FileData, Recipe, ScratchModel
+from compressor.settings import FileCorpus
 from compressor.stages import Stage
+from compressor.stages.distill import Distill
 
 # To be raised when a stage's artifact changes its form or meaning: everything is then made anew.
 ARTIFACTS = 1
@@ -28,6 +30,7 @@ def _inputs(recipe: Recipe) -> dict[str, Any]:
     """Model, task and training data, by content where they are local."""
     data = recipe.data.model_dump(mode="json")
     data.pop("validation", None)
+    data.pop("unlabelled", None)
     if isinstance(recipe.data, FileData):
         data["train"] = _file(Path(recipe.data.train))
     model = recipe.model.model_dump() if isinstance(recipe.model, ScratchModel) else _model(recipe.model)
@@ -40,11 +43,26 @@ def _read_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         parts["family"] = recipe.family.model_dump(mode="json")
     if "objective" in stage.reads:
         parts["objective"] = recipe.objective_of(stage).model_dump(mode="json")
+    if "unlabelled" in stage.reads and isinstance(recipe.data, FileData) and recipe.data.unlabelled:
+        parts["unlabelled"] = _file(Path(recipe.data.unlabelled))
+    if isinstance(stage, Distill):
+        parts |= _student(stage)
     if "validation" in stage.reads:
         data = recipe.data
         parts["validation"] = (
             _file(Path(data.validation)) if isinstance(data, FileData) else data.model_dump(mode="json")
         )
+    return parts
+
+
+def _student(stage: Distill) -> dict[str, Any]:
+    """What a distillation reads beside the recipe; a corpus is known by its files' sizes and times."""
+    parts: dict[str, Any] = {}
+    if isinstance(stage.student, str):
+        parts["student"] = _model(stage.student)
+    if isinstance(stage.corpus, FileCorpus):
+        files = [file for pattern in stage.corpus.patterns for file in fitting(pattern)]
+        parts["corpus"] = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return parts
 
 

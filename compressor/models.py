@@ -48,7 +48,7 @@ def load_config(source: str | ScratchModel) -> Any:
         config = _new_config(source, vocabulary=1)
     else:
         _check_folder(source)
-        with _reading(source), quiet():
+        with reading(source), quiet():
             config = AutoConfig.from_pretrained(source)
     if is_sized(config):
         raise CompressorError(f"model: {source} is a size cut out of a family already; give the model it was cut from")
@@ -68,7 +68,8 @@ def _check_folder(source: str) -> None:
 
 
 @contextmanager
-def _reading(source: str) -> Iterator[None]:
+def reading(source: str) -> Iterator[None]:
+    """Whatever transformers raises while it loads, as one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -98,7 +99,7 @@ def load_model(source: str | Path, task: Task) -> tuple[Any, bool]:
             f"model: {source} has a head with {len(labels)} outputs, the task needs {task.outputs} "
             f"({', '.join(task.labels) if isinstance(task, Classification) else 'a number'})"
         )
-    with _reading(str(source)), quiet():
+    with reading(str(source)), quiet():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             str(source), output_loading_info=True, use_safetensors=True, **task.config()
         )
@@ -112,7 +113,7 @@ def load_model(source: str | Path, task: Task) -> tuple[Any, bool]:
 
 def load_tokenizer(source: str | Path) -> Any:
     """The tokenizer of a folder or hub model."""
-    with _reading(str(source)), quiet():
+    with reading(str(source)), quiet():
         return AutoTokenizer.from_pretrained(str(source))
 
 
@@ -174,5 +175,5 @@ def load_size(folder: Path) -> Any:
     Raises:
         CompressorError: the weights do not fit the configuration.
     """
-    with _reading(str(folder)), quiet():
+    with reading(str(folder)), quiet():
         return AutoModelForSequenceClassification.from_pretrained(str(folder))

@@ -5,13 +5,14 @@ from transformers import AutoModelForSequenceClassification
 
 from compressor import data, models
 from compressor.recipe import Recipe, ScratchModel
+from compressor.students import family_config
 from compressor.supernet.subnetworks import encoder_macs, grid
 from compressor.supernet.supernetwork import SuperNetwork
 
 
 def planned_sizes(recipe: Recipe) -> list[tuple[str, ...]]:
     """Rows of name, kept layers, heads, neurons, parameters and MACs at `data.max_length`."""
-    config = models.load_config(recipe.model)
+    config = family_config(recipe)
     if isinstance(recipe.model, ScratchModel):
         # Its vocabulary is made of the training texts.
         texts = data.read(recipe.data, "train", recipe.seed).column("text")

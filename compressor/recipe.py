@@ -9,8 +9,19 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from compressor.errors import CompressorError, nearest, one_line
-from compressor.settings import CheckpointSettings, Count, Fraction, Multiplier, ObjectiveSettings, Settings
+from compressor.settings import (
+    CheckpointSettings,
+    Count,
+    FileCorpus,
+    Fraction,
+    HubCorpus,
+    Multiplier,
+    NewStudent,
+    ObjectiveSettings,
+    Settings,
+)
 from compressor.stages import STAGES, AnyStage, Stage
+from compressor.stages.distill import Distill
 from compressor.supernet.subnetworks import size_name
 
 
@@ -50,12 +61,24 @@ class _Columns(Settings):
     train_limit: Count | None = None
     selection: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
+    @property
+    def more_texts(self) -> str | None:
+        """The key path of texts without labels, if there are any."""
+        for key in ("unlabelled", "unlabelled_split"):
+            if getattr(self, key, None):
+                return f"data.{key}"
+        return None
+
 
 class FileData(_Columns):
-    """Local files: tsv (nothing is quoted, as in GLUE), csv, jsonl, parquet."""
+    """Local files: tsv (nothing is quoted, as in GLUE), csv, jsonl, parquet.
+
+    `unlabelled` holds more texts to distil on, in the same columns but for the label.
+    """
 
     train: str
     validation: str
+    unlabelled: str | None = None
 
 
 class HubData(_Columns):
@@ -66,6 +89,7 @@ class HubData(_Columns):
     revision: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
+    unlabelled_split: str | None = None
 
 
 class GeneratedData(_Columns):
@@ -143,6 +167,9 @@ _CHOICES: dict[str, type[Settings]] = {
     "data of the hub": HubData,
     "generated data": GeneratedData,
     "new model": ScratchModel,
+    "new student": NewStudent,
+    "corpus files": FileCorpus,
+    "corpus of the hub": HubCorpus,
     "text-classification": ClassificationSettings,
     "text-regression": RegressionSettings,
 }
@@ -339,6 +366,8 @@ def _cross_check(recipe: Recipe) -> Iterator[str]:
     for place, stage in enumerate(recipe.stages):
         yield from _check_order(place, stage, types)
         yield from _check_labels(place, stage, recipe)
+        yield from _check_objective(place, stage, recipe)
+        yield from _check_corpus(place, stage, recipe, types)
         yield from _check_monitor(place, stage, recipe)
     if "export" in types:
         for key, multipliers in (("width", recipe.family.widths), ("depth", recipe.family.depths)):
@@ -364,13 +393,45 @@ def _check_order(place: int, stage: Stage, types: list[str]) -> Iterator[str]:
 
 
 def _check_labels(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
-    if recipe.data.label is not None:
+    path = f"stages[{place}] ({stage.type})"
+    unlabelled = recipe.data.label is None
+    if unlabelled and stage.type in ("finetune", "finetune_family"):
+        yield f"{path}: {stage.type} learns from labels, and data.label is null; name the column or leave the stage out"
+    if "objective" in stage.reads and recipe.objective_of(stage).labels:
+        if unlabelled:
+            yield f"{path}: the objective weighs labels, and data.label is null"
+        elif recipe.data.more_texts:
+            yield f"{path}: the objective weighs labels, and the texts of {recipe.data.more_texts} have none"
+
+
+def _check_objective(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
+    """Whether something tells the classifier where the states are."""
+    if "objective" not in stage.reads or getattr(stage, "corpus", None):
+        return
+    objective = recipe.objective_of(stage)
+    if objective.relations and not (objective.logits or objective.labels):
+        yield (
+            f"stages[{place}] ({stage.type}): the objective weighs {', '.join(objective.relations)} without logits or "
+            "labels: relations do not change when all states are turned or moved, so nothing would tell the classifier "
+            "where they are; add logits or labels"
+        )
+
+
+def _check_corpus(place: int, stage: Stage, recipe: Recipe, types: list[str]) -> Iterator[str]:
+    """A corpus teaches an encoder without a task."""
+    if not isinstance(stage, Distill) or stage.corpus is None:
         return
     path = f"stages[{place}] ({stage.type})"
-    if stage.type in ("finetune", "finetune_family"):
-        yield f"{path}: {stage.type} learns from labels, and data.label is null; name the column or leave the stage out"
-    if stage.type in ("width", "depth") and recipe.objective_of(stage).labels:
-        yield f"{path}: the objective weighs labels, and data.label is null"
+    if stage.max_steps is None:
+        yield f"{path}.max_steps: missing; a corpus is read as it goes by, so its steps are not counted beforehand"
+    if recipe.objective_of(stage).logits:
+        yield f"{path}: the objective weighs logits, and texts of a corpus have no task; set logits to 0"
+    if "finetune" in types[:place]:
+        yield f"{path}: a corpus teaches an encoder without a task; put finetune behind distill, or leave corpus out"
+    if isinstance(recipe.model, ScratchModel):
+        yield f"{path}: the model is a new one, and there is nothing in it to distil; give a folder or hub id"
+    if stage.monitor:
+        yield f"{path}.monitor: a corpus has no rows to look at"
 
 
 def _check_monitor(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
@@ -390,7 +451,7 @@ def _check_monitor(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
 
 def _trained_sizes(stage: Stage, family: FamilySettings) -> list[str]:
     """Names of the sub-networks that a stage trains."""
-    if stage.type == "finetune":
-        return ["teacher"]
+    if stage.type in ("finetune", "distill"):
+        return ["teacher" if stage.type == "finetune" else "student"]
     depths = (1.0,) if stage.type == "width" else family.depths
     return [size_name(width, depth) for depth in depths for width in family.widths]

@@ -78,26 +78,56 @@ class ObjectiveSettings(Settings):
     @property
     def uses_states(self) -> bool:
         """Whether hidden states are needed at all."""
-        return self.hidden_mse > 0 or any(getattr(self, name) for name in self.RELATIONS)
+        return self.hidden_mse > 0 or bool(self.relations)
 
     @property
     def uses_teacher(self) -> bool:
         """Whether a teacher is needed at all."""
         return self.logits > 0 or self.uses_states
 
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """Names of the relations that have a weight."""
+        return tuple(name for name in self.RELATIONS if getattr(self, name))
+
     @model_validator(mode="after")
-    def _is_anchored(self) -> "ObjectiveSettings":
-        relations = [name for name in self.RELATIONS if getattr(self, name)]
-        if relations and not (self.logits or self.labels):
-            raise ValueError(
-                f"{', '.join(relations)} without logits or labels: relations do not change when all states are "
-                "turned or moved, so nothing would tell the classifier where they are; add logits or labels"
-            )
-        if not (self.logits or self.labels or self.hidden_mse):
+    def _asks_for_something(self) -> "ObjectiveSettings":
+        if not self.terms:
             raise ValueError("every weight is 0; give at least logits, labels or hidden_mse a weight")
         if self.window is not None and self.window % 2 == 0:
             raise ValueError(f"window is {self.window}; an odd number is needed: the word and as many on each side")
         return self
+
+
+class NewStudent(Settings):
+    """An encoder of the teacher's architecture with a vocabulary as large, and any other shape."""
+
+    layers: Count
+    hidden: Count
+    heads: Count
+    intermediate: Count
+
+
+class FileCorpus(Settings):
+    """Texts without labels in local files (txt: one a line; jsonl, csv, parquet: a column), read as they go by."""
+
+    files: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    text: str = "text"
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Paths or patterns of the files."""
+        return (self.files,) if isinstance(self.files, str) else self.files
+
+
+class HubCorpus(Settings):
+    """Texts without labels in a data set of the Hugging Face hub, read as they go by."""
+
+    hub: str
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    text: str = "text"
 
 
 class MonitorSettings(Settings):

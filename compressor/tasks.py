@@ -16,8 +16,20 @@ from compressor.losses import regression, soft_cross_entropy
 Array = np.ndarray[Any, Any]
 
 
-class Task(ABC):
-    """A head of a fine-tuned encoder.
+class Head(ABC):
+    """What an encoder's outputs are trained towards."""
+
+    @abstractmethod
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss against labels, a mean over texts: logits [B, outputs], labels [B]."""
+
+    @abstractmethod
+    def logit_loss(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+        """Distillation loss between two heads' outputs [B, outputs]."""
+
+
+class Task(Head):
+    """A head of a fine-tuned encoder, and how its answers are measured.
 
     Attributes:
         metric: name of the metric, a key of `METRICS`.
@@ -27,14 +39,6 @@ class Task(ABC):
     METRICS: ClassVar[dict[str, Any]]
     metric: str
     outputs: int
-
-    @abstractmethod
-    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss against labels: logits [B, outputs], labels [B]."""
-
-    @abstractmethod
-    def logit_loss(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        """Distillation loss between two heads' outputs [B, outputs]."""
 
     @abstractmethod
     def predict(self, logits: Array) -> Array:
@@ -144,6 +148,22 @@ class Regression(Task):
 
     def config(self) -> dict[str, Any]:
         return {"num_labels": 1, "id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
+
+
+class MaskedWords(Head):
+    """Words that are hidden in a text: BERT's pre-training, labels -100 where nothing is hidden."""
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy: the mean over a text's hidden words, then over texts; logits [B, n, words], labels [B, n].
+
+        Texts count alike, also those in which nothing is hidden (as 0): parts of a batch then add up to it.
+        """
+        loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+        hidden = (labels != -100).sum(1).clamp(min=1)
+        return (loss.view_as(labels).sum(1) / hidden).mean()
+
+    def logit_loss(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+        raise NotImplementedError("a teacher's guesses at hidden words are not distilled")
 
 
 def label_tensor(task: Task, labels: list[Any]) -> Tensor:

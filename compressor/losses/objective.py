@@ -11,7 +11,7 @@ from compressor.losses import relations
 from compressor.losses.geometry import Geometry
 from compressor.losses.hidden import hidden_mse
 from compressor.settings import ObjectiveSettings
-from compressor.tasks import Task
+from compressor.tasks import Head
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def geometry(settings: ObjectiveSettings, states: tuple[Tensor, ...], mask: Tens
 
 
 def terms(
-    settings: ObjectiveSettings, task: Task, student: Outputs, teacher: Outputs | None, labels: Tensor | None
+    settings: ObjectiveSettings, task: Head, student: Outputs, teacher: Outputs | None, labels: Tensor | None
 ) -> dict[str, Tensor]:
     """Every term with a weight, already multiplied by it; their sum is the loss.
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from compressor.stages.base import Stage
 from compressor.stages.benchmark import Benchmark
 from compressor.stages.depth import Depth
+from compressor.stages.distill import Distill
 from compressor.stages.evaluate import Evaluate
 from compressor.stages.export import Export
 from compressor.stages.finetune import Finetune
@@ -16,13 +17,13 @@ from compressor.stages.report import Report
 from compressor.stages.width import Width
 
 AnyStage = Annotated[
-    Finetune | Reorder | Width | Depth | FinetuneFamily | Export | Evaluate | Benchmark | Report,
+    Finetune | Distill | Reorder | Width | Depth | FinetuneFamily | Export | Evaluate | Benchmark | Report,
     Field(discriminator="type"),
 ]
 
 STAGES: dict[str, type[Stage]] = {
     stage.model_fields["type"].default: stage
-    for stage in (Finetune, Reorder, Width, Depth, FinetuneFamily, Export, Evaluate, Benchmark, Report)
+    for stage in (Finetune, Distill, Reorder, Width, Depth, FinetuneFamily, Export, Evaluate, Benchmark, Report)
 }
 
 __all__ = ["STAGES", "AnyStage", "Stage"]

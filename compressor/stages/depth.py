@@ -23,7 +23,7 @@ class Depth(FamilyTrainingStage):
 
     needs: ClassVar[tuple[str, ...]] = ("width",)
     precedes: ClassVar[tuple[str, ...]] = ("finetune_family", "export")
-    reads: ClassVar[frozenset[str]] = frozenset({"family", "objective"})
+    reads: ClassVar[frozenset[str]] = frozenset({"family", "objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:
         from compressor.losses.matching import check_matching

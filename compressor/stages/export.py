@@ -53,15 +53,15 @@ class Export(Stage):
                     shown.note(name)
                     entries.append(self._size(context, supernet, name, size, folder / name, templates))
                     shown.advance()
-            task = context.data.task
+            task, teacher = context.data.task, context.teacher()
             family = Family(
                 architecture=supernet.architecture.model_type,
                 task={"type": context.recipe.task.type, **task.config()},
                 max_length=context.recipe.data.max_length,
                 sizes=tuple(entries),
                 teacher={
-                    "parameters": supernet.parameters(supernet.whole),
-                    "macs": encoder_macs(supernet.whole, supernet.dimensions, context.recipe.data.max_length),
+                    "parameters": teacher.parameters(teacher.whole),
+                    "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),
                 },
             )
             write_family(family, folder)

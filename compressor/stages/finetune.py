@@ -27,6 +27,6 @@ class Finetune(TrainingStage):
         model, trained = context.start_model()
         supernet = SuperNetwork(model)
         if trained and self.when == "untrained":
-            context.save(supernet)
+            context.save(supernet.model)
             return "skipped: the model has a trained head"
         return learn(context, self, supernet, {"teacher": supernet.whole}, ObjectiveSettings(labels=1.0))

@@ -1,7 +1,8 @@
 """What the stages that train have in common."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -12,13 +13,16 @@ from compressor.settings import FamilyTrainingSettings, ObjectiveSettings, Train
 from compressor.stages.base import TrainingStage
 from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
+from compressor.tasks import Head
 from compressor.training import (
+    Batches,
     Checkpoints,
     GradientStep,
     Monitor,
     Records,
     Sampler,
     Sandwich,
+    Stream,
     Teacher,
     Training,
     everything,
@@ -29,6 +33,23 @@ from compressor.training import (
 )
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a stage learns from.
+
+    Attributes:
+        batches: made for a multiple of tokens that they are padded to.
+        head: what the logits are trained towards.
+        name: how the result names it.
+        trains_head: whether the head learns too; an encoder alone is saved otherwise.
+    """
+
+    batches: Callable[[int], Batches | Stream]
+    head: Head
+    name: str
+    trains_head: bool = True
+
+
 def learn(
     context: Context,
     stage: TrainingStage,
@@ -36,17 +57,20 @@ def learn(
     sizes: Mapping[str, Subnetwork],
     objective: ObjectiveSettings,
     teacher: Teacher | None = None,
+    material: Material | None = None,
 ) -> str:
-    """Train sizes of a super-network on the run's training data and save it in the stage's folder.
+    """Train sizes of a super-network and save it in the stage's folder.
+
+    Args:
+        material: None takes the run's training data.
 
     Raises:
         CompressorError: the objective weighs labels and the data has none.
     """
-    data, recipe, processes = context.data, context.recipe, context.processes
-    if objective.labels and not data.labelled:
-        raise CompressorError(f"stages ({stage.type}): {stage.type} learns from labels, and data.label names no column")
+    recipe, processes = context.recipe, context.processes
+    material = material or _rows(context, stage, objective)
     half = _half(stage, processes.device)
-    batches = data.batches(data.train, stage.batch_size, recipe.seed, multiple=8 if half else 1)
+    batches = material.batches(8 if half else 1)
     total = steps_of(stage, len(batches))
     checkpoints = Checkpoints(context.partial, recipe.checkpoints.minutes * 60, recipe.checkpoints.keep)
     log = context.partial / "metrics.jsonl"
@@ -58,7 +82,7 @@ def learn(
     )
     with context.progress.task(stage.type, total, newest_checkpoint(context.partial)) as shown, tracker as tracking:
         training = Training(
-            step=GradientStep(supernet, objective, data.task, teacher if objective.uses_teacher else None, half),
+            step=GradientStep(supernet, objective, material.head, teacher if objective.uses_teacher else None, half),
             sizes=sizes,
             sampler=_sampler(stage, supernet, sizes, recipe.seed),
             settings=stage,
@@ -74,10 +98,21 @@ def learn(
         training.run(batches)
     if processes.main:
         shutil.copyfile(log, context.folder / log.name)
-        context.save(supernet)
+        context.save(supernet.model if material.trains_head else supernet.model.base_model)
     what = f"{len(sizes)} sub-networks, " if len(sizes) > 1 else ""
     kept = f", the weights of step {training.best.step} kept" if training.best.weights else ""
-    return f"{what}{len(data.train)} examples, {total} steps of {stage.batch_size}{kept}"
+    return f"{what}{material.name}, {total} steps of {stage.batch_size}{kept}"
+
+
+def _rows(context: Context, stage: TrainingStage, objective: ObjectiveSettings) -> Material:
+    """The run's training data, and texts without labels where a stage reads them."""
+    data, seed = context.data, context.recipe.seed
+    if objective.labels and not data.labelled:
+        raise CompressorError(f"stages ({stage.type}): {stage.type} learns from labels, and data.label names no column")
+    rows = data.texts if "unlabelled" in stage.reads else data.train
+    return Material(
+        lambda multiple: data.batches(rows, stage.batch_size, seed, multiple), data.task, f"{len(rows)} examples"
+    )
 
 
 def _half(settings: TrainingSettings, device: torch.device) -> bool:

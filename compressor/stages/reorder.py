@@ -29,12 +29,12 @@ class Reorder(Stage):
         from compressor.supernet.importance import importance
         from compressor.supernet.rewiring import rewire
 
-        data, supernet = context.data, context.teacher()
+        data, supernet = context.data, context.trained()
         rows = data.train.shuffle(seed=context.recipe.seed).select(range(min(self.examples, len(data.train))))
         scores = importance(supernet, data.batches(rows, self.batch_size), _loss(data.task), self.reduction)
         rewire(supernet, scores)
         save_file({"heads": scores.heads, "neurons": scores.neurons}, context.folder / "importance.safetensors")
-        context.save(supernet)
+        context.save(supernet.model)
         return f"ranked on {len(rows)} training examples" + ("" if data.labelled else ", by the teacher's predictions")
 
 

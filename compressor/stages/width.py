@@ -20,7 +20,7 @@ class Width(FamilyTrainingStage):
     objective: ObjectiveSettings | None = None
 
     precedes: ClassVar[tuple[str, ...]] = ("depth", "finetune_family", "export")
-    reads: ClassVar[frozenset[str]] = frozenset({"family", "objective"})
+    reads: ClassVar[frozenset[str]] = frozenset({"family", "objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:
         from compressor.losses.matching import check_matching
@@ -32,7 +32,7 @@ class Width(FamilyTrainingStage):
         from compressor.supernet.subnetworks import grid
         from compressor.training import Teacher
 
-        student, teacher = context.latest(), context.teacher()
+        student, teacher = context.latest(), context.trained()
         sizes = grid(student.dimensions, context.recipe.family.widths, (1.0,))
         taught_by = Teacher(teacher, dict.fromkeys(sizes, teacher.whole), "paper")
         return learn(context, self, student, sizes, context.recipe.objective_of(self), taught_by)

@@ -45,8 +45,8 @@ class SuperNetwork:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name: the very tensors of the model."""
-        return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        """Parameters and buffers by name: the very tensors of the model, shared ones under each of their names."""
+        return dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
 
     @property
     def whole(self) -> Subnetwork:
@@ -119,10 +119,13 @@ class SuperNetwork:
         """
         stem = f"{self.model.base_model_prefix}.{self.architecture.embeddings}."
         inner: dict[str, Tensor] = {}
+        given: set[int] = set()
         for name, view in self.views(size).items():
-            if name.startswith(stem):
-                continue
             source = self.tensors[view.source]
+            # A bias that two modules share is shared in the skeleton too, and is given once.
+            if name.startswith(stem) or id(source) in given:
+                continue
+            given.add(id(source))
             inner[name] = _leaf(view, source) if detached else view.of(source)
         return inner
 

@@ -8,6 +8,7 @@ from compressor.training.prediction import predict, whole_model
 from compressor.training.records import Records
 from compressor.training.sampling import Sampler, Sandwich, everything
 from compressor.training.step import GradientStep
+from compressor.training.stream import Stream
 from compressor.training.teacher import Teacher
 from compressor.training.tracking import check_tracking, tracked
 
@@ -20,6 +21,7 @@ __all__ = [
     "Records",
     "Sampler",
     "Sandwich",
+    "Stream",
     "Teacher",
     "Training",
     "check_tracking",

@@ -56,6 +56,17 @@ class Batches:
             places = list(LengthGroupedSampler(self._batch_size, lengths=self._lengths, generator=generator))
         return [places[start : start + self._batch_size] for start in range(0, len(places), self._batch_size)]
 
+    def steps(self, done: int, total: int) -> Iterator[tuple[int, list[int], Batch]]:
+        """Epoch (from 1), row numbers and batch of each step behind `done`, from as many epochs as they take."""
+        step = done
+        while step < total:
+            epoch, skip = divmod(step, len(self))
+            for places, batch in zip(self.order(epoch)[skip:], self.epoch(epoch, skip), strict=True):
+                if step == total:
+                    return
+                step += 1
+                yield epoch + 1, self.numbers(places), batch
+
     def numbers(self, places: list[int]) -> list[int]:
         """Where rows stand in the file that they came from, from 1."""
         return [self._numbers[place] for place in places]

@@ -1,6 +1,6 @@
 """The training loop: several sub-networks a step, one optimiser step for all of them, and nothing lost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from compressor.training.monitor import Monitor
 from compressor.training.records import Records
 from compressor.training.sampling import Sampler
 from compressor.training.step import GradientStep, Losses
+from compressor.training.stream import Stream
 from compressor.training.watch import Place, Watch
 
 # Lines of metrics.jsonl that a stage gets.
@@ -71,7 +72,7 @@ class Training:
         self._watch = Watch(tuple(self.sizes))
         self.best = Best()
 
-    def run(self, batches: Batches) -> None:
+    def run(self, batches: Batches | Stream) -> None:
         """Train for the epochs (or `max_steps`) of the settings, from the newest checkpoint if there is one.
 
         Raises:
@@ -83,7 +84,8 @@ class Training:
         done = self._restore()
         self._supernet.train(True)
         with self.interruption.deferred():
-            for place, batch in _batches(batches, done, total):
+            for step, (epoch, rows, batch) in enumerate(batches.steps(done, total), start=done + 1):
+                place = Place(step, epoch, rows)
                 self._train(place, batch)
                 self._look(place, total)
                 self.records.shown.advance()
@@ -206,16 +208,3 @@ def steps_of(settings: TrainingSettings, batches: int) -> int:
 def optimizer_of(parameters: Sequence[Tensor], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with BERT's epsilon, one kernel for a whole step."""
     return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-8, weight_decay=weight_decay, fused=True)
-
-
-def _batches(batches: Batches, done: int, total: int) -> Iterator[tuple[Place, Batch]]:
-    """The batches behind step `done`, from as many epochs as they take."""
-    step = done
-    while step < total:
-        epoch, skip = divmod(step, len(batches))
-        order = batches.order(epoch)
-        for rows, batch in zip(order[skip:], batches.epoch(epoch, skip), strict=True):
-            if step == total:
-                return
-            step += 1
-            yield Place(step, epoch + 1, batches.numbers(rows)), batch

@@ -14,7 +14,7 @@ from compressor.settings import ObjectiveSettings
 from compressor.supernet.prefixes import Branch, branches
 from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
-from compressor.tasks import Task
+from compressor.tasks import Head
 from compressor.training.batches import Batch, split_labels
 from compressor.training.teacher import Teacher
 
@@ -37,7 +37,7 @@ class GradientStep:
 
     supernet: SuperNetwork
     objective: ObjectiveSettings
-    task: Task
+    task: Head
     teacher: Teacher | None = None
     half: bool = False
 
