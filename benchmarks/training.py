@@ -17,11 +17,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from memory import peak_bytes
 from torch.func import functional_call
 from torch.profiler import profile, record_function
 from transformers import BertConfig, BertForSequenceClassification
@@ -198,7 +200,7 @@ def _padded(batch: Batch, length: int) -> Batch:
 
 def seconds(step: Step, batch: Batch, device: torch.device) -> float:
     """Wall-clock seconds of a step, until the device is done."""
-    batch = {name: value.to(device) for name, value in batch.items()}
+    batch = on_device(batch, device)
     _wait(device)
     start = time.perf_counter()
     step(batch)
@@ -211,19 +213,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def peak_bytes(step: Step, batch: Batch, device: torch.device) -> int:
-    """The most that one step has allocated at a time, beside what was there before it."""
-    batch = {name: value.to(device) for name, value in batch.items()}
-    with profile(profile_memory=True) as recorded:
-        step(batch)
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    kept = [event for event in events if event.device_type().name == device.type.upper()]
-    return int(max(np.cumsum([event.nbytes() for event in sorted(kept, key=lambda event: event.start_ns())])))
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the step computes."""
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def shares(step: Step, batch: Batch, device: torch.device) -> dict[str, float]:
     """The part of a step's time that each of its scopes takes, on the host's clock."""
-    batch = {name: value.to(device) for name, value in batch.items()}
+    batch = on_device(batch, device)
     with profile() as recorded:
         start = time.perf_counter()
         step(batch)
@@ -255,7 +252,7 @@ def compare(stage: str, options: argparse.Namespace, device: torch.device) -> No
         for kind in kinds:
             taken[kind].append(seconds(steps[kind], batch[kind], device))
     middle = found[len(found) // 2]
-    memory = {kind: peak_bytes(steps[kind], middle[kind], device) for kind in kinds}
+    memory = {kind: peak_bytes(partial(steps[kind], on_device(middle[kind], device)), device) for kind in kinds}
     parts = shares(steps["compressor"], middle["compressor"], device)
     rates = {kind: BATCH / statistics.fmean(taken[kind]) for kind in kinds}
     for kind in kinds:

@@ -1,5 +1,7 @@
 """The relations against the authors' values, difference vectors, gradients and the invariances of the paper."""
 
+import doctest
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -418,3 +420,10 @@ def test_a_matching_that_cannot_be_is_told() -> None:
             StateLists(**wrong)
     with pytest.raises(ValueError, match="pattern"):
         ObjectiveSettings(logits=1, matching="last")
+
+
+@pytest.mark.parametrize("module", ["relations", "hidden", "logits", "matching"])
+def test_examples_of_the_docstrings_are_true(module: str) -> None:
+    loaded = importlib.import_module(f"compressor.losses.{module}")
+    result = doctest.testmod(loaded)
+    assert result.attempted >= 1 and not result.failed

@@ -10,9 +10,16 @@ def soft_cross_entropy(teacher: Tensor, student: Tensor, *, temperature: float =
     As in DynaBERT and in the CKD code: no factor T², and the teacher's entropy is not subtracted, so that the
     loss of a perfect student is the entropy and not 0.
 
+        L = -Σ softmax(t / T) log softmax(s / T) / B
+
     Args:
         teacher: logits [B, labels]; no gradient flows into them.
         student: logits [B, labels].
+
+    Example:
+        >>> import torch
+        >>> round(soft_cross_entropy(torch.zeros(4, 2), torch.zeros(4, 2)).item(), 4)
+        0.6931
     """
     target = (teacher.detach().float() / temperature).softmax(-1)
     return -(target * (student.float() / temperature).log_softmax(-1)).sum(-1).mean()
@@ -25,5 +32,10 @@ def regression(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) ->
     Args:
         teacher: outputs [B, 1]; no gradient flows into them.
         student: outputs [B, 1].
+
+    Example:
+        >>> import torch
+        >>> regression(torch.ones(4, 1), torch.zeros(4, 1), temperature=2.0).item()
+        0.25
     """
     return functional.mse_loss(student.float() / temperature, teacher.detach().float() / temperature)

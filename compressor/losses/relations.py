@@ -36,8 +36,12 @@ def word_pair(
 ) -> Tensor:
     """Pair-wise word relation: KL divergence between softmaxes of the words' cosines.
 
-    For each word i, P = softmax over the other words j of cos(t_i, t_j), Q the same for the student; the loss sums
-    P log(P / Q) over i and j. The authors' default form of WR (`WR_Dist` with cosine and KL).
+        P_ij = softmax over j≠i of cos(t_i, t_j) / T,  Q_ij the same of the student,  L = Σ_ij P_ij log(P_ij / Q_ij) / Z
+
+    The authors' default form of WR (`WR_Dist` with cosine and KL; word relation in section 3 of the paper). On torch 2
+    their own code gives NaN: the diagonal is -inf on both sides. At T = 1 cosines lie within ±1, so that P is nearly
+    flat and L small (0.008 on the golden inputs, below 0.02 for 12 sizes of a MiniLM together): a weight of 1 beside
+    logits does next to nothing. A smaller T sharpens P. L does not change when states are turned or scaled one by one.
 
     Args:
         teacher: hidden states [B, L, n, d_teacher]; no gradient flows into them.
@@ -68,8 +72,16 @@ def word_distance(
 ) -> Tensor:
     """Pair-wise word relation in its other form: squared distances, each sentence's divided by their mean.
 
+        D_ij = ‖x_i - x_j‖²,   L = Σ_ij penalty(D^s_ij / mean D^s - D^t_ij / mean D^t) / Z, means over the positive entries
+
     The distance is squared because the flag of the authors' distance function is inverted and no caller asks
-    for the root (`WR_Dist` with `l2`). Arguments and result as in `word_pair`; `penalty` compares the two.
+    for the root (`WR_Dist` with `l2`). A text of one word gives 0; the authors' code divides 0 by 0 there.
+    Arguments and result as in `word_pair`; `penalty` is `smooth_l1` (Huber, β=1), `l1` or `l2`.
+
+    Example:
+        >>> states = torch.randn(2, 3, 7, 8)
+        >>> word_distance(states, 5 * states + 1, torch.ones(2, 7)).item() < 1e-6
+        True
     """
     return pair_distance(*_words(teacher, student, mask), normalization, penalty)
 
@@ -85,6 +97,13 @@ def word_angle(
 ) -> Tensor:
     """Triple-wise word relation: the cosine of the angle at word i between words j and k.
 
+        ψ_ijk = ⟨x_j - x_i, x_k - x_i⟩ / (‖x_j - x_i‖ ‖x_k - x_i‖),   L = Σ_ijk penalty(ψ^s_ijk - ψ^t_ijk) / Z
+
+    `WR_Angle` and `WR_Angle_window`; word relation of three in section 3 of the paper. Sides without a length (a word
+    that stands twice, D² below 1e-6 of the two squared lengths in float32) are left out of both models by `valid` and
+    `per_row`; `reference` gives their angles the cosine 0, as the authors' code does. Sums are formed in float64,
+    for two points that nearly coincide would cost all digits otherwise; a device without it cannot run `l2`.
+
     Args:
         teacher: hidden states [B, L, n, d_teacher]; no gradient flows into them.
         student: hidden states [B, L, n, d_student].
@@ -98,6 +117,11 @@ def word_angle(
 
     Raises:
         ValueError: the window is even or below 3.
+
+    Example:
+        >>> states = torch.randn(2, 3, 7, 8)
+        >>> word_angle(states, 2 * states + 1, torch.ones(2, 7), window=5).item() < 1e-6
+        True
     """
     if window is not None and (window < 3 or window % 2 == 0):
         raise ValueError(f"window is {window}; an odd number from 3 on is needed: the word and as many on each side")
@@ -114,7 +138,15 @@ def layer_pair(
 ) -> Tensor:
     """Pair-wise layer transforming relation: `word_pair` with the L states of one word as the points (`LTR_Dist`).
 
-    Arguments as in `word_pair`; `reference` divides by L²·Σn. Fewer than three states give 0.
+        P_lm = softmax over m≠l of cos(x_l, x_m) / T for the states x_1..x_L of one word, and so on as there
+
+    Arguments as in `word_pair`; `reference` divides by L²·Σn. Fewer than three states give 0. The authors' training
+    code reads the published weight of this term under a wrong name and never applies it.
+
+    Example:
+        >>> states = torch.randn(2, 4, 7, 8)
+        >>> layer_pair(states, 2 * states, torch.ones(2, 7)).item() < 1e-6
+        True
     """
     return pair_divergence(*_layers(teacher, student, mask, temperature), normalization)
 
@@ -127,7 +159,15 @@ def layer_distance(
     normalization: Normalization = "valid",
     penalty: Penalty = "smooth_l1",
 ) -> Tensor:
-    """Pair-wise layer transforming relation over squared distances: `word_distance` with layers as the points."""
+    """Pair-wise layer transforming relation over squared distances: `word_distance` with layers as the points.
+
+    `LTR_Dist` with `l2`; two states suffice, though over their mean both distances are 1.
+
+    Example:
+        >>> states = torch.randn(2, 4, 7, 8)
+        >>> layer_distance(states, 5 * states + 1, torch.ones(2, 7)).item() < 1e-6
+        True
+    """
     return pair_distance(*_layers(teacher, student, mask), normalization, penalty)
 
 
@@ -141,7 +181,15 @@ def layer_angle(
 ) -> Tensor:
     """Triple-wise layer transforming relation: the angle at state l between states m and o (`LTR_Angle`).
 
-    Arguments as in `word_angle`; `reference` divides by L³·Σn. Fewer than three states give 0.
+        ψ_lmo = cosine of the angle at x_l between x_m and x_o, states of one word, and so on as in `word_angle`
+
+    Arguments as in `word_angle`; `reference` divides by L³·Σn. Fewer than three states give 0. The authors' README
+    cannot run this term: its argument is called `lossfunc` in one place and `loss` in the other.
+
+    Example:
+        >>> states = torch.randn(2, 4, 7, 8)
+        >>> layer_angle(states, 2 * states + 1, torch.ones(2, 7)).item() < 1e-6
+        True
     """
     return angle(*_layers(teacher, student, mask), normalization, penalty)
 

@@ -1,0 +1,212 @@
+"""Objectives against each other: several seeds, equal steps, a teacher that knew fewer labels than there are texts.
+
+    .venv/bin/python benchmarks/objectives.py --task SST-2 --glue ../shared/data/glue --model MODEL --output runs/sst2
+
+For each seed a part of the training rows is drawn with labels for the teacher, more of them without labels for the
+distillation, and others are held out: weights may be chosen by these, the dev rows are for the report alone. All
+objectives of a seed share teacher and reordering, and differ in nothing but the objective of `width` and `depth`. What
+is done already is not run again. Prints the metric of the teacher, the mean of the sizes and the smallest size.
+"""
+
+import argparse
+import random
+import shutil
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from compressor.context import Context
+from compressor.engine import run
+from compressor.files import read_json, write_json
+from compressor.processes import Processes
+from compressor.progress import Progress
+from compressor.recipe import Recipe, check_recipe
+from compressor.training import predict
+from compressor.training.prediction import one_size
+
+RELATIONS = {"word_pair": 1, "word_angle": 10, "layer_pair": 1, "layer_angle": 10}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "logits": {"logits": 1},
+    "mse": {"logits": 1, "hidden_mse": 0.1},
+    "wr": {"logits": 1, "word_pair": 1, "word_angle": 10},
+    "ltr": {"logits": 1, "layer_pair": 1, "layer_angle": 10},
+    "wr+ltr": {"logits": 1, **RELATIONS},
+}
+
+
+@dataclass(frozen=True)
+class Glue:
+    """Where a GLUE task has its columns, and how many rows of the training file play which part."""
+
+    text: str
+    text_pair: str | None
+    label: str
+    metric: str
+    labelled: int
+    texts: int
+    held_out: int
+    batch_size: int = 32
+
+
+TASKS = {
+    "SST-2": Glue("sentence", None, "label", "accuracy", labelled=4000, texts=12000, held_out=2000),
+    "MRPC": Glue("#1 String", "#2 String", "Quality", "accuracy", labelled=1000, texts=2068, held_out=600),
+}
+
+
+def write_parts(task: Glue, train: Path, folder: Path, seed: int) -> None:
+    """`labelled.tsv`, `texts.tsv` and `held-out.tsv`, drawn without overlap."""
+    header, *rows = train.read_text(encoding="utf-8-sig").splitlines()
+    drawn = random.Random(seed).sample(rows, task.labelled + task.texts + task.held_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    for name, count in (("labelled", task.labelled), ("texts", task.texts), ("held-out", task.held_out)):
+        (folder / f"{name}.tsv").write_text("\n".join([header, *drawn[start : start + count]]) + "\n")
+        start += count
+
+
+def recipe_of(task: Glue, options: argparse.Namespace, seed: int, objective: dict[str, Any] | None) -> Recipe:
+    """Teacher and reordering, and with an objective the distillation too."""
+    folder = options.output / f"data-{seed}"
+    rate = {"batch_size": task.batch_size, "learning_rate": options.rate}
+    stages: list[dict[str, Any]] = [{"type": "finetune", **rate, "epochs": options.teacher_epochs}, {"type": "reorder"}]
+    if objective:
+        stages += [
+            {"type": kind, **rate, "epochs": options.epochs, "objective": objective} for kind in ("width", "depth")
+        ]
+        stages[-1]["subnetworks"] = options.subnetworks
+    columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
+    files = {name: str(folder / f"{file}.tsv") for name, file in (("train", "labelled"), ("unlabelled", "texts"))}
+    validation = str(options.glue / options.task / "dev.tsv")
+    return check_recipe(
+        {
+            "seed": seed,
+            "model": options.model,
+            "task": {"type": "text-classification", "metric": task.metric},
+            "data": {**files, "validation": validation, **columns, "max_length": 128},
+            "stages": stages,
+        },
+        "objectives",
+    )
+
+
+def scores(recipe: Recipe, output: Path, held_out: Path) -> dict[str, dict[str, float]]:
+    """The metric of the teacher and of every size in PyTorch, on dev and on the rows that were held out."""
+    found: dict[str, dict[str, float]] = {}
+    for name, file in (("dev", recipe.data.validation), ("held out", str(held_out))):
+        data = recipe.data.model_copy(update={"validation": file})
+        context = Context(recipe.model_copy(update={"data": data}), output, _quiet(), Processes())
+        context.checkpoints = {
+            stage.type: output / "stages" / f"{i:02d}-{stage.type}" for i, stage in enumerate(recipe.stages, 1)
+        }
+        rows = context.data.validation
+        rows = rows.select(sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__))
+        batches, answers = context.data.batches(rows, 64, seed=None), context.data.labels(rows)
+        models = {"teacher": (context.teacher(), None)}
+        family = context.latest()
+        models |= {size: (family, layers) for size, layers in context.sizes(family.dimensions).items()}
+        found[name] = {}
+        for size, (supernet, layers) in models.items():
+            supernet.train(False)
+            logits = predict(one_size(supernet, layers or supernet.whole), batches)
+            found[name][size] = context.data.task.score(logits, answers)
+        found[name]["most frequent"] = context.data.task.baseline(answers)
+    return found
+
+
+def _quiet() -> Progress:
+    return Progress(Console(quiet=True))
+
+
+def run_one(task: Glue, options: argparse.Namespace, seed: int, name: str, objective: dict[str, Any]) -> None:
+    """Train and score one objective with one seed, unless that is done."""
+    folder = options.output / f"{name}-{seed}"
+    file = folder / "scores.json"
+    if file.is_file():
+        return
+    teacher = options.output / f"teacher-{seed}"
+    run(recipe_of(task, options, seed, None), teacher, _quiet())
+    if not folder.exists():
+        shutil.copytree(teacher, folder)
+    recipe = recipe_of(task, options, seed, objective)
+    run(recipe, folder, _quiet())
+    write_json(file, scores(recipe, folder, options.output / f"data-{seed}" / "held-out.tsv"))
+    for stage in folder.glob("stages/*/model.safetensors"):
+        stage.unlink()
+    print(f"{name}, seed {seed}: {_line(file)}", flush=True)
+
+
+def _line(file: Path) -> str:
+    return ", ".join(f"{part} {_mean(found):.2f}" for part, found in read_json(file).items())
+
+
+def _mean(found: dict[str, float]) -> float:
+    return 100 * statistics.mean(value for size, value in found.items() if size.startswith("w"))
+
+
+def table(output: Path, names: list[str], seeds: list[int]) -> str:
+    """One row an objective: means over the seeds that are done, for dev and held-out rows."""
+    lines = [
+        "| objective | seeds | held out: mean of 12 | smallest | dev: mean of 12 | smallest |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        files = [file for seed in seeds if (file := output / f"{name}-{seed}" / "scores.json").is_file()]
+        found = [read_json(file) for file in files]
+        if found:
+            cells = []
+            for part in ("held out", "dev"):
+                means = [_mean(scores[part]) for scores in found]
+                smallest = [100 * scores[part]["w0.25-d0.50"] for scores in found]
+                cells += [
+                    f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""),
+                    f"{statistics.mean(smallest):.2f}",
+                ]
+            lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="SST-2")
+    parser.add_argument("--glue", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="names, or NAME={logits: 1, ...}")
+    parser.add_argument("--labelled", type=int)
+    parser.add_argument("--texts", type=int)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--subnetworks", choices=["all", "sandwich"], default="all")
+    options = parser.parse_args()
+    task = TASKS[options.task]
+    changes = {name: value for name in ("labelled", "texts") if (value := getattr(options, name))}
+    task = Glue(**{**vars(task), **changes})
+    objectives = {}
+    for text in options.objectives:
+        name, _, own = text.partition("=")
+        objectives[name] = yaml.safe_load(own) if own else OBJECTIVES[name]
+    for seed in options.seeds:
+        write_parts(task, options.glue / options.task / "train.tsv", options.output / f"data-{seed}", seed)
+        for name, objective in objectives.items():
+            run_one(task, options, seed, name, objective)
+    first = read_json(options.output / f"{next(iter(objectives))}-{options.seeds[0]}" / "scores.json")
+    print(
+        f"{options.task}: {task}, seeds {options.seeds}; most frequent answer {100 * first['dev']['most frequent']:.2f}"
+    )
+    teachers = [
+        read_json(options.output / f"{next(iter(objectives))}-{seed}" / "scores.json") for seed in options.seeds
+    ]
+    print("teacher, dev: " + ", ".join(f"{100 * found['dev']['teacher']:.2f}" for found in teachers))
+    print(table(options.output, list(objectives), options.seeds))
+
+
+if __name__ == "__main__":
+    main()
