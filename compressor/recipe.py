@@ -199,7 +199,7 @@ def check_recipe(value: dict[str, Any], name: str) -> Recipe:
     except ValidationError as error:
         lines = [_explain(item, value) for item in error.errors()]
         raise CompressorError(_listed(name, lines)) from error
-    problems = list(_cross_check(recipe))
+    problems = list(dict.fromkeys(_cross_check(recipe)))
     if problems:
         raise CompressorError(_listed(name, problems))
     return recipe
@@ -410,10 +410,10 @@ def _check_objective(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
         return
     objective = recipe.objective_of(stage)
     if objective.relations and not (objective.logits or objective.labels):
+        path = f"stages[{place}] ({stage.type}).objective" if objective is not recipe.objective else "objective"
         yield (
-            f"stages[{place}] ({stage.type}): the objective weighs {', '.join(objective.relations)} without logits or "
-            "labels: relations do not change when all states are turned or moved, so nothing would tell the classifier "
-            "where they are; add logits or labels"
+            f"{path}: {', '.join(objective.relations)} without logits or labels: relations do not change when all states "
+            "are turned or moved, so nothing would tell the classifier where they are; add logits or labels"
         )
 
 

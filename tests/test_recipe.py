@@ -92,7 +92,7 @@ def test_misspelt_keys_unknown_stages_and_wrong_types_are_told_together(value: d
         "stages[0] (finetune).epoks: unknown key; did you mean 'epochs'? allowed: epochs, max_steps",
         "stages[2] (width).epochs: input should be a valid integer",
         "not 'three'",
-        "stages[3].type: 'dpeth' is not known; did you mean 'depth'? allowed: finetune, reorder",
+        "stages[3].type: 'dpeth' is not known; did you mean 'depth'? allowed: finetune, distill, reorder",
         "stages[4] (finetune_family).learning_rate: input should be greater than 0, not -1",
         "task.metric: 'acuracy' is not allowed; did you mean 'accuracy'? allowed: accuracy, f1, matthews",
     ):
