@@ -412,8 +412,8 @@ def _check_objective(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
     if objective.relations and not (objective.logits or objective.labels):
         path = f"stages[{place}] ({stage.type}).objective" if objective is not recipe.objective else "objective"
         yield (
-            f"{path}: {', '.join(objective.relations)} without logits or labels: relations do not change when all states "
-            "are turned or moved, so nothing would tell the classifier where they are; add logits or labels"
+            f"{path}: {', '.join(objective.relations)} without logits or labels: relations do not change when all "
+            "states are turned or moved, so nothing would tell the classifier where they are; add logits or labels"
         )
 
 
