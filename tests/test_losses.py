@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from compressor import losses
 from compressor.errors import CompressorError
@@ -347,6 +349,30 @@ def test_half_precision_states_are_compared_in_single(name: str) -> None:
         value = RELATIONS[name](teacher, student, MASK)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, RELATIONS[name](teacher.float(), student.float(), MASK))
+
+
+@EVERY
+@NORMALIZATIONS
+def test_no_loss_looks_at_a_number_on_the_host(name: str, normalization: str) -> None:
+    """Tensors without content: whatever would make a GPU wait for its answer raises an error here."""
+    with FakeTensorMode():
+        student = torch.empty(2, 3, 7, 4, requires_grad=True)
+        RELATIONS[name](torch.empty(2, 3, 7, 6), student, torch.empty(2, 7), normalization=normalization).backward()
+        with pytest.raises(DataDependentOutputException):
+            student.sum().item()
+
+
+# Dynamo itself does this while it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["word_pair", "word_angle windowed", "layer_distance"])
+def test_losses_can_be_compiled_whole(name: str) -> None:
+    teacher, student = states(0, 2, 3, 7, 6), states(1, 2, 3, 7, 4).requires_grad_()
+    compiled = torch.compile(lambda x: RELATIONS[name](teacher, x, MASK), fullgraph=True, backend="aot_eager")
+    value = compiled(student)
+    torch.testing.assert_close(value, RELATIONS[name](teacher, student, MASK))
+    (found,) = torch.autograd.grad(value, student)
+    (expected,) = torch.autograd.grad(RELATIONS[name](teacher, student, MASK), student)
+    torch.testing.assert_close(found, expected)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from transformers import BertForSequenceClassification
 
 from compressor.errors import CompressorError
 from compressor.interruption import Interruption
@@ -117,6 +119,21 @@ def test_a_step_has_the_gradients_of_a_plain_loop(rule: DepthRule) -> None:
     GradientStep(supernet, EVERYTHING, TASK, teaching)(batch, sizes)
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_looks_at_no_number_on_the_host(half: bool) -> None:
+    """Tensors without content: whatever would make a GPU wait for its answer raises an error here."""
+    with FakeTensorMode():
+        supernet, taught_by = (SuperNetwork(BertForSequenceClassification(tiny_model().config)) for _ in range(2))
+        supernet.train(True)
+        sizes = grid(supernet.dimensions, (1.0, 0.5), (1.0, 0.5))
+        teaching = Teacher(taught_by, dict.fromkeys(sizes, taught_by.whole), "paper")
+        ids = torch.ones(3, 9, dtype=torch.long)
+        batch = {"input_ids": ids, "attention_mask": ids, "labels": ids[:, 0]}
+        losses = GradientStep(supernet, EVERYTHING, TASK, teaching, half)(batch, sizes)
+        torch.nn.utils.clip_grad_norm_(supernet.model.parameters(), 1.0)
+    assert set(losses) == set(sizes)
 
 
 def test_gradients_are_reduced_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,27 @@ drown the differences in float32. Angles and distances do not change by that; fo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
+
+
+class _Once(Generic[T]):
+    """A property that is computed once; functools' has a lock before Python 3.12, which torch.compile cannot trace."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute, self._name = compute, compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> T:
+        value = self._compute(instance)
+        # Found there from now on, before this is asked.
+        instance.__dict__[self._name] = value
+        return value
 
 
 @dataclass(frozen=True)
@@ -35,17 +50,17 @@ class Group:
     valid: Tensor
     temperature: float
 
-    @cached_property
+    @_Once
     def different(self) -> Tensor:
         """[p, p], true where two points differ."""
         return ~torch.eye(self.gram.shape[-1], dtype=torch.bool, device=self.gram.device)
 
-    @cached_property
+    @_Once
     def pairs(self) -> Tensor:
         """[..., p, p], true where two different points are both valid."""
         return self.valid[..., :, None] & self.valid[..., None, :] & self.different
 
-    @cached_property
+    @_Once
     def apart(self) -> Tensor:
         """[..., p, p], true where two points have a distance that is not lost in rounding: D² > eps (s_i + s_j)."""
         gram = self.gram.detach()
@@ -53,14 +68,14 @@ class Group:
         sums = square[..., :, None] + square[..., None, :]
         return (sums * (1 - _rounding(gram)) - torch.finfo(gram.dtype).tiny > 2 * gram) & self.different
 
-    @cached_property
+    @_Once
     def squared_distances(self) -> Tensor:
         """D², [..., p, p], exactly 0 on the diagonal."""
         square = self.gram.diagonal(dim1=-2, dim2=-1)
         distance = (square[..., :, None] + square[..., None, :] - 2 * self.gram).clamp(min=0)
         return distance * self.different
 
-    @cached_property
+    @_Once
     def cosines(self) -> Tensor:
         """Of the points as they were before centring, [..., p, p]; 0 for a point of no length."""
         half = self.shift + self.mean[..., None] / 2
@@ -70,13 +85,13 @@ class Group:
         inverse = torch.where(some, torch.where(some, length, 1).rsqrt(), 0)
         return (self.gram + half[..., :, None] + half[..., None, :]) * inverse[..., :, None] * inverse[..., None, :]
 
-    @cached_property
+    @_Once
     def log_shares(self) -> Tensor:
         """Log-softmax of cosines over the other valid points of a row, [..., p, p]; meaningless off `pairs`."""
         scaled = self.cosines if self.temperature == 1 else self.cosines / self.temperature
         return scaled.masked_fill(~self.pairs, -1e4).log_softmax(-1)
 
-    @cached_property
+    @_Once
     def shares(self) -> Tensor:
         """The softmax itself, 0 off `pairs`."""
         return self.log_shares.exp().masked_fill(~self.pairs, 0)
@@ -100,7 +115,7 @@ class Geometry:
         self.mask = mask.bool()
         self._temperature = temperature
 
-    @cached_property
+    @_Once
     def words(self) -> Group:
         """Groups [B, L] of the n words of one state."""
         words = self.mask.to(self.states.dtype)
@@ -109,7 +124,7 @@ class Geometry:
         valid = self.mask[:, None, :].expand(self.states.shape[:3])
         return _group(self.states, mean, valid, self._temperature)
 
-    @cached_property
+    @_Once
     def layers(self) -> Group:
         """Groups [B, n] of the L states of one word."""
         points = self.states.transpose(1, 2)
@@ -128,17 +143,17 @@ class _Selected(Geometry):
         self._whole, self._chosen = whole, chosen
         self.mask = whole.mask
 
-    @cached_property
+    @_Once
     def states(self) -> Tensor:  # type: ignore[override]
         return self._whole.states[:, self._chosen]
 
-    @cached_property
+    @_Once
     def words(self) -> Group:
         whole, chosen = self._whole.words, self._chosen
         gram, shift, mean = whole.gram[:, chosen], whole.shift[:, chosen], whole.mean[:, chosen]
         return Group(gram, shift, mean, whole.valid[:, chosen], whole.temperature)
 
-    @cached_property
+    @_Once
     def layers(self) -> Group:
         whole, chosen = self._whole.layers, self._chosen
         gram = whole.gram[..., chosen, :][..., chosen]
@@ -168,7 +183,7 @@ class _Products(torch.autograd.Function):
         count = points.shape[-2]
         # The mean is one point more, so that one product gives both. Points may be a transposed view; this is not.
         centred = points.new_empty(*points.shape[:-2], count + 1, points.shape[-1])
-        torch.sub(points, mean, out=centred[..., :-1, :])
+        centred[..., :-1, :].copy_(points).sub_(mean)
         centred[..., -1:, :] = mean
         ctx.save_for_backward(centred)
         products = centred[..., :-1, :] @ centred.mT
