@@ -144,7 +144,7 @@ class _Selected(Geometry):
         self.mask = whole.mask
 
     @_Once
-    def states(self) -> Tensor:  # type: ignore[override]
+    def states(self) -> Tensor:
         return self._whole.states[:, self._chosen]
 
     @_Once
