@@ -113,18 +113,18 @@ def test_a_real_bert_is_distilled_into_half_the_width_and_depth(minilm: str, sha
 def test_a_real_encoder_is_distilled_on_texts_and_then_fine_tuned(minilm: str, shared: Path, tmp_path: Path) -> None:
     glue = shared / "data" / "glue" / "SST-2"
     lines = (glue / "train.tsv").read_text().splitlines()[1:]
-    (tmp_path / "texts.txt").write_text("\n".join(line.rsplit("\t", 1)[0] for line in lines[20000:24000]) + "\n")
+    (tmp_path / "texts.txt").write_text("\n".join(line.rsplit("\t", 1)[0] for line in lines[20000:28000]) + "\n")
     overrides = [
         f"model={minilm}",
         f"data.train={glue / 'train.tsv'}",
         f"data.validation={glue / 'dev.tsv'}",
-        "data.train_limit=1000",
+        "data.train_limit=2000",
         f"stages.distill.corpus.files={tmp_path / 'texts.txt'}",
         "stages.distill.student={layers: 3, hidden: 192, heads: 6, intermediate: 768}",
         "stages.distill.batch_size=32",
-        "stages.distill.max_steps=150",
+        "stages.distill.max_steps=400",
         "stages.distill.learning_rate=1e-3",
-        "stages.finetune={type: finetune, epochs: 3, learning_rate: 3e-4}",
+        "stages.finetune={type: finetune, epochs: 4, learning_rate: 5e-4, warmup: 0.1}",
     ]
     result = CliRunner().invoke(app, ["run", "distill-encoder", *overrides, "--output", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
@@ -132,4 +132,4 @@ def test_a_real_encoder_is_distilled_on_texts_and_then_fine_tuned(minilm: str, s
     for term in ("word_angle", "layer_angle"):
         assert sum(line[term] for line in found[-10:]) < 0.8 * sum(line[term] for line in found[:10]), term
     (size,) = read_family(tmp_path / "run" / "family").sizes
-    assert size.metrics["fp32"] > 0.509 + 0.05
+    assert size.metrics["fp32"] > 0.509 + 0.1
