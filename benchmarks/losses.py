@@ -33,11 +33,12 @@ WINDOW = 21
 
 
 def plain_pair(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """Points [..., p, d], mask [..., p]."""
+    """Points [..., p, d], mask [..., p]; cosines need no difference vectors in the authors' code either."""
     pairs = _pairs(mask)
     logs = []
     for points in (teacher, student):
-        cosines = functional.cosine_similarity(points[..., :, None, :], points[..., None, :, :], dim=-1)
+        direction = functional.normalize(points, dim=-1)
+        cosines = direction @ direction.transpose(-1, -2)
         logs.append(cosines.masked_fill(~pairs, -1e4).log_softmax(-1))
     return torch.where(pairs, logs[0].exp() * (logs[0] - logs[1]), 0).sum() / pairs.sum()
 
@@ -85,16 +86,16 @@ def by_layer(loss: Loss) -> Loss:
     )
 
 
-# compressor's, the plain one, and the numbers of the plain one's difference vectors for one text.
+# compressor's, the plain one, and the numbers of the vectors that the plain one forms for one text.
 TERMS: dict[str, tuple[Loss, Loss, Callable[[int, int, int], int]]] = {
-    "word_pair": (losses.word_pair, by_word(plain_pair), lambda n, d, states: states * n * n * d),
+    "word_pair": (losses.word_pair, by_word(plain_pair), lambda n, d, states: states * n * d),
     "word_angle": (losses.word_angle, by_word(plain_angle), lambda n, d, states: states * n * n * d),
     "word_angle_21": (
         partial(losses.word_angle, window=WINDOW),
         by_word(plain_window),
         lambda n, d, states: states * n * WINDOW * d,
     ),
-    "layer_pair": (losses.layer_pair, by_layer(plain_pair), lambda n, d, states: n * states * states * d),
+    "layer_pair": (losses.layer_pair, by_layer(plain_pair), lambda n, d, states: n * states * d),
     "layer_angle": (losses.layer_angle, by_layer(plain_angle), lambda n, d, states: n * states * states * d),
 }
 # Copies of the difference vectors that a plain pass holds at a time.
