@@ -87,7 +87,7 @@ def recipe_of(task: Glue, options: argparse.Namespace, seed: int, objective: dic
             "seed": seed,
             "model": options.model,
             "task": {"type": "text-classification", "metric": task.metric},
-            "data": {**files, "validation": validation, **columns, "max_length": 128},
+            "data": {**files, "validation": validation, **columns, "max_length": options.max_length},
             "stages": stages,
         },
         "objectives",
@@ -181,13 +181,15 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="names, or NAME={logits: 1, ...}")
     parser.add_argument("--labelled", type=int)
     parser.add_argument("--texts", type=int)
+    parser.add_argument("--held-out", type=int)
+    parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--subnetworks", choices=["all", "sandwich"], default="all")
     options = parser.parse_args()
     task = TASKS[options.task]
-    changes = {name: value for name in ("labelled", "texts") if (value := getattr(options, name))}
+    changes = {name: value for name in ("labelled", "texts", "held_out") if (value := getattr(options, name))}
     task = Glue(**{**vars(task), **changes})
     objectives = {}
     for text in options.objectives:

@@ -15,10 +15,18 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from compressor.generator import statements
+from compressor.models import new_tokenizer
 from compressor.progress import Progress
+from compressor.recipe import ScratchModel
 from compressor.supernet.supernetwork import SuperNetwork
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -117,6 +125,18 @@ def tiny_recipe(folder: Path) -> dict[str, Any]:
             {"type": "report"},
         ],
     }
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder without a head and its tokenizer, as the hub has them."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = new_tokenizer(ScratchModel(), [row["sentence"] for row in statements(200, seed=3)])
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

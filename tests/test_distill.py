@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification
 
 from compressor.engine import run
 from compressor.errors import CompressorError
@@ -117,18 +117,6 @@ def test_a_family_can_be_cut_from_a_student(tmp_path: Path, quiet: Progress) -> 
     run(check_recipe(value, "r"), tmp_path / "run", quiet)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "stages" / "05-depth")
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (24, 4)
-
-
-@pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an encoder without a head and its tokenizer, as the hub has them."""
-    folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = new_tokenizer(ScratchModel(), [row["sentence"] for row in statements(200, seed=3)])
-    torch.manual_seed(0)
-    shape = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **shape)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 RELATIONS = {"word_pair": 1.0, "word_angle": 10.0, "layer_pair": 1.0, "layer_angle": 10.0}

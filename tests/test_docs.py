@@ -57,3 +57,29 @@ def test_runs_are_compared(finished_run: tuple[Path, Path]) -> None:
     script = ROOT / "benchmarks" / "compare.py"
     result = subprocess.run([sys.executable, script, finished_run[1]], capture_output=True, text=True, check=True)
     assert "| mean of the sizes |" in result.stdout and "| finetune |" in result.stdout
+
+
+def test_objectives_are_compared(encoder: Path, shared: Path, tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "objectives.py"
+    size = [
+        "--labelled",
+        "40",
+        "--texts",
+        "24",
+        "--held-out",
+        "30",
+        "--teacher-epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--max-length",
+        "40",
+    ]
+    source = ["--glue", str(shared / "data" / "glue"), "--model", str(encoder), "--output", str(tmp_path / "runs")]
+    command = [sys.executable, script, "--task", "SST-2", *source, *size, "--objectives", "logits", "mine={logits: 2}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in rows] == ["objective", "logits", "mine"]
+    assert all(30 < float(cell) < 80 for row in rows[1:] for cell in row[2:])
+    parts = [(tmp_path / "runs" / "data-1" / f"{name}.tsv").read_text().splitlines() for name in ("labelled", "texts")]
+    assert [len(part) for part in parts] == [41, 25] and not set(parts[0][1:]) & set(parts[1][1:])
