@@ -18,6 +18,7 @@ from compressor.settings import FileCorpus, HubCorpus
 from compressor.tasks import Classification, Regression, Task
 
 SUFFIXES = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+CORPUS_SUFFIXES = {".txt": "text", **SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,6 @@ def _load_file(path: Path, key: str) -> datasets.Dataset:
         raise CompressorError(f"{key}: {path} is none of {', '.join(SUFFIXES)}")
     if not path.stat().st_size:
         raise CompressorError(f"{key}: {path} is empty")
-    options: dict[str, Any] = {}
-    if SUFFIXES[path.suffix] == "csv":
-        # `null` and `NA` are words like any other; a byte-order mark is none.
-        options = {"encoding": "utf-8-sig", "keep_default_na": False}
-    if path.suffix == ".tsv":
-        # As in GLUE's files nothing is quoted: a lone quotation mark belongs to the sentence.
-        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
     # A cache of its own: the shared one would outlive a file that is edited within the clock's resolution.
     with tempfile.TemporaryDirectory() as cache:
         try:
@@ -101,13 +95,25 @@ def _load_file(path: Path, key: str) -> datasets.Dataset:
                 split="train",
                 cache_dir=cache,
                 keep_in_memory=True,
-                **options,
+                **_options(path.suffix),
             )
         except Exception as error:  # pandas, pyarrow and datasets each raise their own
             cause = error.__cause__ or error
             if "corresponds to no data" in str(cause):
                 return datasets.Dataset.from_dict({})
             raise CompressorError(f"{key}: {path} cannot be read as {path.suffix[1:]}: {one_line(cause)}") from error
+
+
+def _options(suffix: str) -> dict[str, Any]:
+    """How files of a kind are read."""
+    options: dict[str, Any] = {}
+    if suffix in (".csv", ".tsv"):
+        # `null` and `NA` are words like any other; a byte-order mark is none.
+        options = {"encoding": "utf-8-sig", "keep_default_na": False}
+    if suffix == ".tsv":
+        # As in GLUE's files nothing is quoted: a lone quotation mark belongs to the sentence.
+        options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+    return options
 
 
 def _load_hub(settings: HubData, split: str) -> datasets.Dataset:
@@ -132,18 +138,27 @@ def open_corpus(settings: FileCorpus | HubCorpus, seed: int) -> Callable[[int], 
     """
     rows = _stream(settings)
     with _reading_corpus(settings):
-        first: dict[str, Any] = next(iter(rows), {})
+        first: dict[str, Any] | None = next(iter(rows), None)
+    if first is None:
+        raise CompressorError("corpus: there is no text in it")
     if settings.text not in first:
         raise CompressorError(f"corpus.text: there is no column {settings.text!r}{nearest(settings.text, first)}")
+    _text(first[settings.text], settings.text)
     shuffled = rows.shuffle(seed=seed, buffer_size=_SHUFFLED)
 
     def texts(epoch: int) -> Iterator[str]:
         shuffled.set_epoch(epoch)
         with _reading_corpus(settings):
             for row in shuffled:
-                yield row[settings.text] or ""
+                yield _text(row[settings.text], settings.text)
 
     return texts
+
+
+def _text(value: Any, column: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise CompressorError(f"corpus.text: column {column!r} holds {value!r}, not a text")
+    return value or ""
 
 
 def corpus_files(settings: FileCorpus) -> list[Path]:
@@ -159,18 +174,21 @@ def corpus_files(settings: FileCorpus) -> list[Path]:
             raise CompressorError(f"corpus.files: no file fits {pattern}")
         found += files
     kinds = {path.suffix for path in found}
-    if len(kinds) > 1 or not kinds <= {".txt", ".jsonl", ".csv", ".parquet"}:
+    if len(kinds) > 1 or not kinds <= CORPUS_SUFFIXES.keys():
         raise CompressorError(
-            f"corpus.files: one of .txt, .jsonl, .csv, .parquet is needed, not {', '.join(sorted(kinds))}"
+            f"corpus.files: one of {', '.join(CORPUS_SUFFIXES)} is needed, not {', '.join(sorted(kinds))}"
         )
     return found
 
 
 def _stream(settings: FileCorpus | HubCorpus) -> datasets.IterableDataset:
     if isinstance(settings, FileCorpus):
-        files = [str(path) for path in corpus_files(settings)]
-        kind = {".txt": "text", ".jsonl": "json"}.get(Path(files[0]).suffix, Path(files[0]).suffix[1:])
-        return datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
+        files = corpus_files(settings)
+        suffix, names = files[0].suffix, [str(path) for path in files]
+        with _reading_corpus(settings):
+            return datasets.load_dataset(
+                CORPUS_SUFFIXES[suffix], data_files=names, split="train", streaming=True, **_options(suffix)
+            )
     with _reading_corpus(settings):
         return datasets.load_dataset(
             settings.hub, settings.config, split=settings.split, revision=settings.revision, streaming=True

@@ -109,7 +109,7 @@ class NewStudent(Settings):
 
 
 class FileCorpus(Settings):
-    """Texts without labels in local files (txt: one a line; jsonl, csv, parquet: a column), read as they go by."""
+    """Texts without labels in local files (txt: one a line; tsv, csv, jsonl, parquet: a column), read as they go by."""
 
     files: str | Annotated[tuple[str, ...], Field(min_length=1)]
     text: str = "text"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from compressor.data import open_corpus
 from compressor.engine import run
 from compressor.errors import CompressorError
 from compressor.fingerprints import stage_fingerprints
@@ -18,6 +19,7 @@ from compressor.interruption import Interruption, Stopped
 from compressor.models import new_tokenizer
 from compressor.progress import Progress
 from compressor.recipe import ScratchModel, check_recipe
+from compressor.settings import FileCorpus
 from compressor.training import Stream
 from tests.conftest import tiny_recipe, write_data
 
@@ -211,6 +213,10 @@ def test_batches_of_a_corpus_come_in_the_order_of_seed_and_epoch() -> None:
         ({"max_steps": None}, r"max_steps: missing; a corpus is read as it goes by"),
         ({"objective": {"logits": 1.0}}, "the objective weighs logits, and texts of a corpus have no task"),
         ({"corpus": {"files": "nowhere/*.txt"}}, "no file fits nowhere"),
+        ({"corpus": {"files": "numbers.jsonl"}}, r"corpus\.text: column 'text' holds 3, not a text"),
+        ({"corpus": {"files": "empty.txt"}}, "corpus: there is no text in it"),
+        ({"corpus": {"files": "numbers.jsonl", "text": "txet"}}, "there is no column 'txet'; did you mean 'text'"),
+        ({"corpus": {"files": "bytes.txt"}}, r"bytes\.txt cannot be read: .*invalid start byte"),
         ({"corpus": {"files": "x.txt", "txt": "text"}}, r"corpus\.txt: unknown key; did you mean 'text'"),
         ({"objective": {"hidden_mse": 1.0}}, "the teacher's is 32, the student's 24; relations"),
         ({"objective": {"word_pair": 1.0, "matching": "last-3"}}, "teacher and student have 4 and 2 layers"),
@@ -220,11 +226,28 @@ def test_batches_of_a_corpus_come_in_the_order_of_seed_and_epoch() -> None:
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
-    change: dict[str, Any], message: str, tmp_path: Path, encoder: Path, quiet: Progress
+    change: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    encoder: Path,
+    quiet: Progress,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("numbers.jsonl").write_text('{"text": 3}\n')
+    Path("empty.txt").write_text("")
+    Path("bytes.txt").write_bytes(b"\xff\xfe\x00\x81\n")
     with pytest.raises(CompressorError, match=message):
         run(check_recipe(corpus_recipe(tmp_path, encoder, **change), "r"), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
+
+
+# datasets leaves a file that pandas reads to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_words_that_look_like_nothing_are_words(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text\nNA\nnull\n")
+    texts = open_corpus(FileCorpus(files=str(tmp_path / "texts.csv")), seed=0)
+    assert sorted(texts(0)) == ["NA", "null"]
 
 
 def test_a_student_of_another_vocabulary_is_refused(tmp_path: Path, encoder: Path, quiet: Progress) -> None:

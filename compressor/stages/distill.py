@@ -51,7 +51,7 @@ class Distill(TrainingStage):
     reads: ClassVar[frozenset[str]] = frozenset({"objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:
-        from compressor.data import corpus_files
+        from compressor.data import open_corpus
         from compressor.errors import CompressorError
         from compressor.losses.matching import check_matching
         from compressor.students import check_tokenizer
@@ -74,8 +74,8 @@ class Distill(TrainingStage):
                 raise CompressorError(f"{path}: init_layers: the student {self.student} has weights already")
         if isinstance(self.student, str):
             check_tokenizer(self.student, context.data.tokenizer)
-        if isinstance(self.corpus, FileCorpus):
-            corpus_files(self.corpus)
+        if self.corpus:
+            open_corpus(self.corpus, context.recipe.seed)
 
     def run(self, context: "Context") -> str:
         from compressor.stages.learning import learn
