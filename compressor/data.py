@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import pandas as pd
 
 from compressor.errors import CompressorError, nearest, one_line
 from compressor.files import fitting
@@ -185,14 +186,22 @@ def _stream(settings: FileCorpus | HubCorpus) -> datasets.IterableDataset:
     if isinstance(settings, FileCorpus):
         files = corpus_files(settings)
         suffix, names = files[0].suffix, [str(path) for path in files]
+        if CORPUS_SUFFIXES[suffix] == "csv":
+            return datasets.IterableDataset.from_generator(_csv_rows, gen_kwargs={"files": names})
         with _reading_corpus(settings):
-            return datasets.load_dataset(
-                CORPUS_SUFFIXES[suffix], data_files=names, split="train", streaming=True, **_options(suffix)
-            )
+            return datasets.load_dataset(CORPUS_SUFFIXES[suffix], data_files=names, split="train", streaming=True)
     with _reading_corpus(settings):
         return datasets.load_dataset(
             settings.hub, settings.config, split=settings.split, revision=settings.revision, streaming=True
         )
+
+
+def _csv_rows(files: list[str]) -> Iterator[dict[str, Any]]:
+    # The reader of `datasets` leaves a file open that is not read to its end.
+    for file in files:
+        with pd.read_csv(file, chunksize=_SHUFFLED, **_options(Path(file).suffix)) as tables:
+            for table in tables:
+                yield from table.to_dict("records")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Distilling into students of any shape, from labelled rows, from texts beside them and from a corpus."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -248,6 +249,15 @@ def test_words_that_look_like_nothing_are_words(tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text("text\nNA\nnull\n")
     texts = open_corpus(FileCorpus(files=str(tmp_path / "texts.csv")), seed=0)
     assert sorted(texts(0)) == ["NA", "null"]
+
+
+def test_a_corpus_that_is_not_read_to_its_end_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text\n" + "some words\n" * 50_000)
+    texts = iter(open_corpus(FileCorpus(files=str(path)), seed=0)(0))
+    assert next(texts) == "some words"
+    del texts
+    gc.collect()  # A file that is still open is warned of here, and warnings fail the test.
 
 
 def test_a_student_of_another_vocabulary_is_refused(tmp_path: Path, encoder: Path, quiet: Progress) -> None:
