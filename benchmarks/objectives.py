@@ -25,8 +25,7 @@ from compressor.files import read_json, write_json
 from compressor.processes import Processes
 from compressor.progress import Progress
 from compressor.recipe import Recipe, check_recipe
-from compressor.training import predict
-from compressor.training.prediction import one_size
+from compressor.training import Monitor
 
 RELATIONS = {"word_pair": 1, "word_angle": 10, "layer_pair": 1, "layer_angle": 10}
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -103,18 +102,15 @@ def scores(recipe: Recipe, output: Path, held_out: Path) -> dict[str, dict[str, 
         context.checkpoints = {
             stage.type: output / "stages" / f"{i:02d}-{stage.type}" for i, stage in enumerate(recipe.stages, 1)
         }
-        rows = context.data.validation
-        rows = rows.select(sorted(range(len(rows)), key=[len(ids) for ids in rows["input_ids"]].__getitem__))
-        batches, answers = context.data.batches(rows, 64, seed=None), context.data.labels(rows)
-        models = {"teacher": (context.teacher(), None)}
-        family = context.latest()
-        models |= {size: (family, layers) for size, layers in context.sizes(family.dimensions).items()}
-        found[name] = {}
-        for size, (supernet, layers) in models.items():
-            supernet.train(False)
-            logits = predict(one_size(supernet, layers or supernet.whole), batches)
-            found[name][size] = context.data.task.score(logits, answers)
-        found[name]["most frequent"] = context.data.task.baseline(answers)
+        rows = context.data.shortest_first(context.data.validation)
+        batches, answers, task = context.data.batches(rows, 64), context.data.labels(rows), context.data.task
+        teacher, family = context.teacher(), context.latest()
+        found[name] = {"most frequent": task.baseline(answers)}
+        for supernet, sizes in (
+            (teacher, {"teacher": teacher.whole}),
+            (family, context.sizes(family.dimensions)),
+        ):
+            found[name] |= Monitor(sizes, batches, answers, task, times=1, keeps_best=False).score(supernet)
     return found
 
 
@@ -199,13 +195,11 @@ def main() -> None:
         write_parts(task, options.glue / options.task / "train.tsv", options.output / f"data-{seed}", seed)
         for name, objective in objectives.items():
             run_one(task, options, seed, name, objective)
-    first = read_json(options.output / f"{next(iter(objectives))}-{options.seeds[0]}" / "scores.json")
-    print(
-        f"{options.task}: {task}, seeds {options.seeds}; most frequent answer {100 * first['dev']['most frequent']:.2f}"
-    )
     teachers = [
         read_json(options.output / f"{next(iter(objectives))}-{seed}" / "scores.json") for seed in options.seeds
     ]
+    frequent = 100 * teachers[0]["dev"]["most frequent"]
+    print(f"{options.task}: {task}, seeds {options.seeds}; most frequent answer {frequent:.2f}")
     print("teacher, dev: " + ", ".join(f"{100 * found['dev']['teacher']:.2f}" for found in teachers))
     print(table(options.output, list(objectives), options.seeds))
 

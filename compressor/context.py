@@ -52,6 +52,10 @@ class Data:
         train = self.train.remove_columns("labels") if self.labelled else self.train
         return datasets.concatenate_datasets([train, self.unlabelled])
 
+    def shortest_first(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """Rows by length: batches of them are padded little."""
+        return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
+
     def labels(self, rows: datasets.Dataset) -> Array | None:
         """Labels of rows as an array [N]; None where there are none."""
         return np.asarray(rows["labels"][:]) if "labels" in rows.column_names else None
@@ -103,28 +107,32 @@ class Context:
         _ = self.data
 
     @cached_property
-    def source_dimensions(self) -> Dimensions:
-        """Of the recipe's model."""
-        return dimensions_of(models.load_config(self.recipe.model))
+    def source_config(self) -> Any:
+        """The configuration of the recipe's model."""
+        return models.load_config(self.recipe.model)
 
     @cached_property
+    def config(self) -> Any:
+        """That of the model that the family is cut from: the recipe's, or the student that a stage distils it into."""
+        return family_config(self.recipe, self.source_config)
+
+    @property
     def dimensions(self) -> Dimensions:
-        """Of the model that the family is cut from: the recipe's, or the student that a stage distils it into."""
-        return dimensions_of(family_config(self.recipe))
+        """Of the model that the family is cut from."""
+        return dimensions_of(self.config)
 
     @cached_property
     def data(self) -> Data:
         """Data and tokenizer, read once a run."""
         recipe = self.recipe
-        config = models.load_config(recipe.model)
-        longest = min(models.longest_input(config), models.longest_input(family_config(recipe)))
+        longest = min(models.longest_input(self.source_config), models.longest_input(self.config))
         if recipe.data.max_length > longest:
             raise CompressorError(
                 f"data.max_length: {recipe.data.max_length} is more than the {longest} tokens that the model can read"
             )
         train = read(recipe.data, "train", recipe.seed)
         validation = read(recipe.data, "validation", recipe.seed)
-        task = task_of(recipe.task, train, models.trained_labels(config))
+        task = task_of(recipe.task, train, models.trained_labels(self.source_config))
         tokenizer = self._tokenizer(train)
         tables = (tokenise(t, encode_labels(task, t), tokenizer, recipe.data.max_length) for t in (train, validation))
         rows, validation_rows = tables

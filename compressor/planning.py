@@ -12,7 +12,7 @@ from compressor.supernet.supernetwork import SuperNetwork
 
 def planned_sizes(recipe: Recipe) -> list[tuple[str, ...]]:
     """Rows of name, kept layers, heads, neurons, parameters and MACs at `data.max_length`."""
-    config = family_config(recipe)
+    config = family_config(recipe, models.load_config(recipe.model))
     if isinstance(recipe.model, ScratchModel):
         # Its vocabulary is made of the training texts.
         texts = data.read(recipe.data, "train", recipe.seed).column("text")

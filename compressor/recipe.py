@@ -15,6 +15,7 @@ from compressor.settings import (
     FileCorpus,
     Fraction,
     HubCorpus,
+    HubSource,
     Multiplier,
     NewStudent,
     ObjectiveSettings,
@@ -81,12 +82,9 @@ class FileData(_Columns):
     unlabelled: str | None = None
 
 
-class HubData(_Columns):
+class HubData(HubSource, _Columns):
     """A data set of the Hugging Face hub, or a local folder that `datasets.load_dataset` reads."""
 
-    hub: str
-    config: str | None = None
-    revision: str | None = None
     train_split: str = "train"
     validation_split: str = "validation"
     unlabelled_split: str | None = None
@@ -451,7 +449,8 @@ def _check_monitor(place: int, stage: Stage, recipe: Recipe) -> Iterator[str]:
 
 def _trained_sizes(stage: Stage, family: FamilySettings) -> list[str]:
     """Names of the sub-networks that a stage trains."""
-    if stage.type in ("finetune", "distill"):
-        return ["teacher" if stage.type == "finetune" else "student"]
+    alone = {"finetune": "teacher", "distill": "student"}
+    if stage.type in alone:
+        return [alone[stage.type]]
     depths = (1.0,) if stage.type == "width" else family.depths
     return [size_name(width, depth) for depth in depths for width in family.widths]

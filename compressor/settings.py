@@ -120,12 +120,17 @@ class FileCorpus(Settings):
         return (self.files,) if isinstance(self.files, str) else self.files
 
 
-class HubCorpus(Settings):
-    """Texts without labels in a data set of the Hugging Face hub, read as they go by."""
+class HubSource(Settings):
+    """A data set of the Hugging Face hub."""
 
     hub: str
     config: str | None = None
     revision: str | None = None
+
+
+class HubCorpus(HubSource):
+    """Texts without labels in a data set of the Hugging Face hub, read as they go by."""
+
     split: str = "train"
     text: str = "text"
 

@@ -38,13 +38,12 @@ def student_config(student: NewStudent | str, teacher: Any) -> Any:
     return config
 
 
-def family_config(recipe: Recipe) -> Any:
-    """The configuration of the model that a recipe's family is cut from: its own, or its student's."""
-    config = models.load_config(recipe.model)
+def family_config(recipe: Recipe, source: Any) -> Any:
+    """The configuration of the model that a recipe's family is cut from: its own (`source`), or its student's."""
     for stage in recipe.stages:
         if isinstance(stage, Distill):
-            return student_config(stage.student, config)
-    return config
+            return student_config(stage.student, source)
+    return source
 
 
 def new_student(config: Any, masked_words: bool) -> Any:

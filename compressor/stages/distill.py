@@ -55,8 +55,9 @@ class Distill(TrainingStage):
         from compressor.errors import CompressorError
         from compressor.losses.matching import check_matching
         from compressor.students import check_tokenizer
+        from compressor.supernet.architectures import dimensions_of
 
-        teacher, student = context.source_dimensions, context.dimensions
+        teacher, student = dimensions_of(context.source_config), context.dimensions
         objective = self._objective(context)
         check_matching(objective, teacher.layers, (student.layers,), path)
         if objective.hidden_mse and teacher.hidden != student.hidden:

@@ -24,8 +24,6 @@ class Evaluate(Stage):
     delivers: ClassVar[tuple[str, ...]] = ("family/family.json",)
 
     def run(self, context: "Context") -> str:
-        import numpy as np
-
         from compressor import models
         from compressor.export.family import read_family, write_family
         from compressor.files import write_json
@@ -34,8 +32,7 @@ class Evaluate(Stage):
 
         data, folder = context.data, context.family_folder
         family = read_family(folder)
-        lengths = [len(ids) for ids in data.validation["input_ids"]]
-        rows = data.validation.select(np.argsort(lengths, kind="stable"))
+        rows = data.shortest_first(data.validation)
         batches = data.batches(rows, self.batch_size)
         taught = predict(whole_model(context.teacher().model), batches)
         labels = data.labels(rows)
