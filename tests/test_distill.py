@@ -1,6 +1,7 @@
 """Distilling into students of any shape, from labelled rows, from texts beside them and from a corpus."""
 
 import gc
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from compressor.data import open_corpus
 from compressor.engine import run
@@ -20,7 +22,9 @@ from compressor.interruption import Interruption, Stopped
 from compressor.models import new_tokenizer
 from compressor.progress import Progress
 from compressor.recipe import ScratchModel, check_recipe
-from compressor.settings import FileCorpus
+from compressor.settings import FileCorpus, NewStudent
+from compressor.students import layers_of, new_student, student_config, take_over
+from compressor.tasks import MaskedWords
 from compressor.training import Stream
 from tests.conftest import tiny_recipe, write_data
 
@@ -111,6 +115,10 @@ def test_a_student_begins_with_layers_of_its_teacher(tmp_path: Path, quiet: Prog
         ours = student.bert.encoder.layer[own].intermediate.dense.weight
         torch.testing.assert_close(ours, teacher.bert.encoder.layer[taken].intermediate.dense.weight, rtol=0, atol=1e-9)
     torch.testing.assert_close(student.classifier.weight, teacher.classifier.weight, rtol=0, atol=1e-9)
+    assert "41 of its 41 tensors from the teacher" in results(tmp_path / "run")["02-distill"]
+    value["stages"][1]["init_layers"] = "none"
+    run(check_recipe(value, "r"), tmp_path / "run", quiet)
+    assert "9 of its 41 tensors from the teacher" in results(tmp_path / "run")["02-distill"]
 
 
 def test_a_family_can_be_cut_from_a_student(tmp_path: Path, quiet: Progress) -> None:
@@ -203,9 +211,45 @@ def test_batches_of_a_corpus_come_in_the_order_of_seed_and_epoch() -> None:
     rows = [numbers for _, numbers, _ in stream(texts).steps(0, 300)]
     assert sorted(number for batch in rows[:225] for number in batch) == list(range(1, 901))
     assert rows[225:300] != rows[:75]
+    assert {epoch for epoch, _, _ in stream(texts).steps(224, 226)} == {1, 2}
     assert [numbers for _, numbers, _ in stream(texts).steps(200, 300)] == rows[200:]
     with pytest.raises(CompressorError, match="no text in it"):
         next(iter(stream(["", " "]).steps(0, 1)))
+
+
+def test_batches_of_a_corpus_are_of_like_lengths() -> None:
+    texts = [" ".join("abcd"[: 1 + place % 4]) for place in range(160)]
+    for _, _, batch in stream(texts).steps(0, 40):
+        assert batch["attention_mask"].all()
+
+
+def test_a_corpus_need_not_end() -> None:
+    assert len(list(stream(["a b"]).steps(0, 7))) == 7  # in epochs of one text
+    endless = stream(itertools.repeat("a b"))  # type: ignore[arg-type]
+    assert len(list(endless.steps(0, 60))) == 60
+
+
+def test_every_step_hides_other_words() -> None:
+    batches = [batch for _, _, batch in stream(["a b c d"] * 200, masked=True).steps(0, 20)]
+    assert len({tuple(batch["labels"].flatten().tolist()) for batch in batches}) > 10
+
+
+def test_hidden_words_of_a_text_are_averaged() -> None:
+    logits = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[-100, 3, 8, -100], [-100, -100, -100, 5]])
+    of_texts = [functional.cross_entropy(*both) for both in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(MaskedWords().label_loss(logits, labels), (of_texts[0] + of_texts[1]) / 2)
+    assert MaskedWords().label_loss(logits, torch.full_like(labels, -100)) == 0
+
+
+def test_students_begin_where_their_settings_say() -> None:
+    assert layers_of(6, 3) == (2, 4, 6) and layers_of(6, 6) == (1, 2, 3, 4, 5, 6) and layers_of(2, 4) == ()
+    teacher = student_config(NewStudent(layers=2, hidden=64, heads=4, intermediate=128), BertConfig(vocab_size=50))
+    student = new_student(teacher, masked_words=False)
+    assert student.bert.encoder.layer[0].intermediate.dense.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+    copied, tensors = take_over(student, new_student(teacher, masked_words=False), ())
+    # Without layers of the teacher: five of its embeddings, pooler and classifier.
+    assert (copied, tensors) == (9, 41)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +265,11 @@ def test_batches_of_a_corpus_come_in_the_order_of_seed_and_epoch() -> None:
         ({"corpus": {"files": "x.txt", "txt": "text"}}, r"corpus\.txt: unknown key; did you mean 'text'"),
         ({"objective": {"hidden_mse": 1.0}}, "the teacher's is 32, the student's 24; relations"),
         ({"objective": {"word_pair": 1.0, "matching": "last-3"}}, "teacher and student have 4 and 2 layers"),
+        (
+            {"objective": {"layer_pair": 1.0, "matching": "last-2"}},
+            "2 matched states have no layer_pair, which need three",
+        ),
+        ({"init_layers": [1, 2, 3]}, r"init_layers \[1, 2, 3\]: the student has 2 layers"),
         ({"init_layers": [1, 5]}, r"init_layers \[1, 5\]: the student has 2 layers, and each begins with .* 1 to 4"),
         ({"student": {"layers": 2, "hidden": 25, "heads": 3, "intermediate": 4}}, "3 attention heads do not divide"),
         ({"student": {"layers": 2, "hidden": 24, "heads": 3}}, r"student\.intermediate: missing"),
@@ -243,12 +292,18 @@ def test_mistakes_are_told_before_anything_runs(
     assert not (tmp_path / "run").exists()
 
 
-# datasets leaves a file that pandas reads to the garbage collector.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_words_that_look_like_nothing_are_words(tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text("text\nNA\nnull\n")
     texts = open_corpus(FileCorpus(files=str(tmp_path / "texts.csv")), seed=0)
     assert sorted(texts(0)) == ["NA", "null"]
+
+
+def test_texts_of_a_corpus_come_in_another_order_each_epoch(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("".join(f"{number}\n" for number in range(100)))
+    first, second, again = (
+        list(open_corpus(FileCorpus(files=str(tmp_path / "texts.txt")), seed=0)(epoch)) for epoch in (0, 1, 0)
+    )
+    assert sorted(first) == sorted(second) and first != second and first == again
 
 
 def test_a_corpus_that_is_not_read_to_its_end_is_closed(tmp_path: Path) -> None:
