@@ -6,11 +6,11 @@
 import argparse
 from pathlib import Path
 
-from compressor.export.family import Family, read_family
+from compressor.export.manifest import Manifest, read_manifest
 from compressor.files import read_json
 
 
-def metric_table(families: dict[str, Family]) -> str:
+def metric_table(families: dict[str, Manifest]) -> str:
     """Metrics in percent, one column a run: teacher, every size, their mean, and the best constant answer."""
     names = [size.name for size in next(iter(families.values())).sizes]
     scores = {run: {size.name: size.metrics["torch"] for size in family.sizes} for run, family in families.items()}
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     runs = {folder.name: folder for folder in parser.parse_args().runs}
-    print(metric_table({name: read_family(folder / "family") for name, folder in runs.items()}), end="\n\n")
+    print(metric_table({name: read_manifest(folder / "family") for name, folder in runs.items()}), end="\n\n")
     print(seconds_table(runs))
 
 

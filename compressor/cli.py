@@ -159,12 +159,12 @@ def _wide_console() -> Console:
 
 
 def _show_family(console: Console, folder: Path) -> None:
-    from compressor.export.family import MANIFEST, read_family
+    from compressor.export.manifest import MANIFEST, read_manifest
     from compressor.export.report import terminal_table
 
     if (folder / MANIFEST).is_file():
         wide = console if console.is_terminal and console.width >= 120 else _wide_console()
-        wide.print(terminal_table(read_family(folder)))
+        wide.print(terminal_table(read_manifest(folder)))
         console.print(f"family: {folder}", highlight=False)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from compressor.export.family import Family
+from compressor.export.manifest import Manifest
 from compressor.files import write_text
 
 Row = dict[str, Any]
 
 
-def size_rows(family: Family) -> list[Row]:
+def size_rows(family: Manifest) -> list[Row]:
     """One row a size with plain numbers, the teacher first; None where a figure was not measured."""
     rows = [
         {
@@ -74,7 +74,7 @@ def cells(row: Row) -> list[str]:
     return ["" if row[column] is None else formats[column](row[column]) for column in COLUMNS]
 
 
-def caption(family: Family) -> str:
+def caption(family: Manifest) -> str:
     """What the figures of the table are, and under which conditions they were measured."""
     parts = [f"MACs of the encoder for one text of {family.max_length} tokens."]
     if family.evaluation:
@@ -92,7 +92,7 @@ def caption(family: Family) -> str:
     return " ".join(parts)
 
 
-def terminal_table(family: Family) -> Table:
+def terminal_table(family: Manifest) -> Table:
     """The table for a terminal."""
     table = Table(caption=caption(family), caption_justify="left")
     for column, title in COLUMNS.items():
@@ -102,14 +102,14 @@ def terminal_table(family: Family) -> Table:
     return table
 
 
-def markdown_table(family: Family) -> str:
+def markdown_table(family: Manifest) -> str:
     """The table in Markdown."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in size_rows(family)]
     return "\n".join(lines)
 
 
-def model_card(family: Family) -> str:
+def model_card(family: Manifest) -> str:
     """`README.md` of the family, in the hub's format."""
     example = family.sizes[-1].name
     return f"""---

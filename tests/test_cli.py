@@ -35,11 +35,11 @@ def test_plan_shows_what_is_done_and_the_sizes_and_writes_nothing(recipe_folder:
 
 
 def test_planned_parameters_are_those_of_the_exported_sizes(finished_run: Finished) -> None:
-    from compressor.export.family import read_family
+    from compressor.export.manifest import read_manifest
 
     folder, output = finished_run
     result = call("plan", str(folder / "recipe.yaml"), "--output", str(output))
-    for size in read_family(output / "family").sizes:
+    for size in read_manifest(output / "family").sizes:
         line = next(line for line in result.stdout.splitlines() if size.name in line)
         assert f"{size.parameters / 1e6:.2f} M" in line and f"{size.macs / 1e6:,.1f} M" in line
 

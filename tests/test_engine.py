@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config
 
 from compressor.engine import plan, run
 from compressor.errors import CompressorError
-from compressor.export.family import read_family
+from compressor.export.manifest import read_manifest
 from compressor.models import quiet as quiet_transformers
 from compressor.progress import Progress
 from compressor.recipe import check_recipe, load_recipe
@@ -87,7 +87,7 @@ def test_a_changed_benchmark_runs_alone(run_copy: Finished, quiet: Progress) -> 
     recipe, output = run_copy
     export = (output / "stages" / "06-export" / "stage.json").read_text()
     run(load_recipe(str(recipe), ["stages.benchmark.length=8"]), output, quiet)
-    family = read_family(output / "family")
+    family = read_manifest(output / "family")
     assert family.benchmark["length"] == 8 and family.evaluation["rows"] == 60
     assert (output / "stages" / "06-export" / "stage.json").read_text() == export
 
@@ -229,7 +229,7 @@ def test_a_fine_tuned_model_and_texts_without_labels(finished_run: Finished, tmp
     value["data"]["label"] = None
     value["stages"] = stages(value, "reorder", "width", "depth", "export", "evaluate")
     run(check_recipe(value, "r"), tmp_path / "run", quiet)
-    family = read_family(tmp_path / "run" / "family")
+    family = read_manifest(tmp_path / "run" / "family")
     assert family.evaluation["against"] == "the teacher's predictions"
     assert family.teacher["metrics"]["torch"] == 1.0
     assert all(0 < size.metrics["int8"] <= 1 for size in family.sizes)
@@ -290,6 +290,6 @@ def test_regression_on_pairs_goes_the_whole_way(tmp_path: Path, quiet: Progress)
     stages(value, "finetune")[0] |= {"epochs": 30, "learning_rate": 3e-3}
     stages(value, "depth")[0] |= {"epochs": 10}
     run(check_recipe(value, "r"), tmp_path / "run", quiet)
-    family = read_family(tmp_path / "run" / "family")
+    family = read_manifest(tmp_path / "run" / "family")
     assert family.evaluation["metric"] == "pearson" and family.evaluation["baseline"] is None
     assert all(size.metrics["fp32"] > 0.5 and size.parity["int8_agreement"] > 0.5 for size in family.sizes)

@@ -17,9 +17,9 @@ from onnx import numpy_helper
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compressor.errors import CompressorError
-from compressor.export.family import Family, read_family, write_family
 from compressor.export.graph import trace
 from compressor.export.latency import median_latencies
+from compressor.export.manifest import Manifest, read_manifest, write_manifest
 from compressor.export.parity import check_fp32
 from compressor.export.quantise import quantise
 from compressor.export.report import markdown_table, size_rows
@@ -129,7 +129,7 @@ def test_reloaded_sizes_answer_as_the_super_network(finished_run: Finished) -> N
     ids = torch.randint(5, 60, (2, 9))
     mask = torch.ones_like(ids)
     logits = []
-    for size in read_family(output / "family").sizes:
+    for size in read_manifest(output / "family").sizes:
         view = Subnetwork(size.kept_layers, size.heads, size.neurons)
         expected = supernet.run(view, supernet.embed({"input_ids": ids}), mask).logits
         found = load_size(output / "family" / size.name)(input_ids=ids, attention_mask=mask).logits
@@ -140,7 +140,7 @@ def test_reloaded_sizes_answer_as_the_super_network(finished_run: Finished) -> N
 
 def test_the_manifest_describes_the_files(finished_run: Finished) -> None:
     family_folder = finished_run[1] / "family"
-    family = read_family(family_folder)
+    family = read_manifest(family_folder)
     assert [size.name for size in family.sizes] == ["w1.00-d1.00", "w0.50-d1.00", "w1.00-d0.50", "w0.50-d0.50"]
     assert family.task["id2label"] == {"0": "negative", "1": "positive"}
     for size in family.sizes:
@@ -161,7 +161,7 @@ def test_the_manifest_describes_the_files(finished_run: Finished) -> None:
 
 def test_figures_for_people(finished_run: Finished) -> None:
     family_folder = finished_run[1] / "family"
-    family = read_family(family_folder)
+    family = read_manifest(family_folder)
     rows = size_rows(family)
     assert [row["size"] for row in rows] == ["teacher", *(size.name for size in family.sizes)]
     assert rows[0]["torch"] == family.teacher["metrics"]["torch"] and rows[0]["torch_ms"] > 0
@@ -191,19 +191,19 @@ def test_the_model_cards_example_runs(finished_run: Finished) -> None:
 def test_a_manifest_that_is_none(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "family.json").write_text(text)
     with pytest.raises(CompressorError, match=message):
-        read_family(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_a_manifest_survives_the_round_trip(finished_run: Finished, tmp_path: Path) -> None:
-    family = read_family(finished_run[1] / "family")
-    write_family(replace(family, max_length=7), tmp_path)
-    again = read_family(tmp_path)
-    assert isinstance(again, Family) and again == replace(family, max_length=7)
+    family = read_manifest(finished_run[1] / "family")
+    write_manifest(replace(family, max_length=7), tmp_path)
+    again = read_manifest(tmp_path)
+    assert isinstance(again, Manifest) and again == replace(family, max_length=7)
 
 
 def test_serving_rooms_import_no_torch() -> None:
     code = (
-        "import sys, compressor.export.family, compressor.export.session, compressor.export.latency,"
+        "import sys, compressor.export.manifest, compressor.export.session, compressor.export.latency,"
         " compressor.export.report; print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from compressor.cli import app
-from compressor.export.family import Family, read_family
 from compressor.export.graph import trace
+from compressor.export.manifest import Manifest, read_manifest
 from compressor.export.parity import check_fp32
 from compressor.models import load_model, load_tokenizer
 from compressor.supernet.extraction import extract
@@ -26,13 +26,13 @@ def minilm() -> str:
     return str(get_model_path())
 
 
-def run_on_sst2(recipe: str, model: str, shared: Path, output: Path, *overrides: str) -> Family:
+def run_on_sst2(recipe: str, model: str, shared: Path, output: Path, *overrides: str) -> Manifest:
     """The family of a bundled recipe on SST-2's official files."""
     glue = shared / "data" / "glue" / "SST-2"
     data = [f"model={model}", f"data.train={glue / 'train.tsv'}", f"data.validation={glue / 'dev.tsv'}"]
     result = CliRunner().invoke(app, ["run", recipe, *data, *overrides, "--output", str(output)])
     assert result.exit_code == 0, result.output
-    return read_family(output / "family")
+    return read_manifest(output / "family")
 
 
 def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
 def test_quickstart_learns_and_smaller_sizes_cost_accuracy(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["run", "quickstart", "--output", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
-    family = read_family(tmp_path / "run" / "family")
+    family = read_manifest(tmp_path / "run" / "family")
     scores = [size.metrics["torch"] for size in family.sizes]
     assert family.teacher["metrics"]["torch"] > 0.85 and family.evaluation["baseline"] < 0.6
     assert scores[0] > 0.85 and len(scores) == 12

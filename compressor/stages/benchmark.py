@@ -27,13 +27,13 @@ class Benchmark(Stage):
 
     def run(self, context: "Context") -> str:
         from compressor.errors import CompressorError
-        from compressor.export.family import read_family, write_family
         from compressor.export.latency import median_latencies, ones, session_call
+        from compressor.export.manifest import read_manifest, write_manifest
         from compressor.files import write_json
         from compressor.machine import describe_machine
 
         folder = context.family_folder
-        family = read_family(folder)
+        family = read_manifest(folder)
         length = self.length or family.max_length
         if length > family.max_length:
             raise CompressorError(
@@ -59,7 +59,7 @@ class Benchmark(Stage):
             "machine": describe_machine(),
         }
         write_json(context.folder / "latency.json", {**conditions, "milliseconds": latencies})
-        write_family(family.with_latencies(conditions, latencies), folder)
+        write_manifest(family.with_latencies(conditions, latencies), folder)
         return f"batch {self.batch_size}, {length} tokens, {self.threads} thread(s), median of {self.rounds}"
 
 

@@ -25,13 +25,13 @@ class Evaluate(Stage):
 
     def run(self, context: "Context") -> str:
         from compressor import models
-        from compressor.export.family import read_family, write_family
+        from compressor.export.manifest import read_manifest, write_manifest
         from compressor.files import write_json
         from compressor.stages.answers import graph_answers
         from compressor.training import predict, whole_model
 
         data, folder = context.data, context.family_folder
-        family = read_family(folder)
+        family = read_manifest(folder)
         rows = data.shortest_first(data.validation)
         batches = data.batches(rows, self.batch_size)
         taught = predict(whole_model(context.teacher().model), batches)
@@ -53,5 +53,5 @@ class Evaluate(Stage):
             "baseline": data.task.baseline(answers),
         }
         write_json(context.folder / "scores.json", {**summary, "scores": scores})
-        write_family(family.with_scores(summary, scores), folder)
+        write_manifest(family.with_scores(summary, scores), folder)
         return f"{data.task.metric} on {len(rows)} validation examples, against {summary['against']}"

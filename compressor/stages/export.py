@@ -10,8 +10,8 @@ from compressor.stages.base import Stage
 
 if TYPE_CHECKING:
     from compressor.context import Context
-    from compressor.export.family import Size
     from compressor.export.graph import Template
+    from compressor.export.manifest import Size
     from compressor.supernet.subnetworks import Subnetwork
     from compressor.supernet.supernetwork import SuperNetwork
 
@@ -37,8 +37,8 @@ class Export(Stage):
     delivers: ClassVar[tuple[str, ...]] = ("family/family.json",)
 
     def run(self, context: "Context") -> str:
-        from compressor.export.family import Family, write_family
         from compressor.export.graph import Template
+        from compressor.export.manifest import Manifest, write_manifest
         from compressor.files import replace_folder, temporary_folder
         from compressor.supernet.subnetworks import encoder_macs
 
@@ -54,7 +54,7 @@ class Export(Stage):
                     entries.append(self._size(context, supernet, name, size, folder / name, templates))
                     shown.advance()
             task, teacher = context.data.task, context.teacher()
-            family = Family(
+            family = Manifest(
                 architecture=supernet.architecture.model_type,
                 task={"type": context.recipe.task.type, **task.config()},
                 max_length=context.recipe.data.max_length,
@@ -64,7 +64,7 @@ class Export(Stage):
                     "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),
                 },
             )
-            write_family(family, folder)
+            write_manifest(family, folder)
             replace_folder(folder, context.family_folder)
         worst = max(entry.parity["fp32_difference"] for entry in entries) if "fp32" in self.precision else None
         return f"{len(entries)} sizes" + (f", logits within {worst:.1e} of PyTorch's" if worst is not None else "")
@@ -82,8 +82,8 @@ class Export(Stage):
         import onnx
 
         from compressor import models
-        from compressor.export.family import Size, describe_files
         from compressor.export.graph import trace
+        from compressor.export.manifest import Size, describe_files
         from compressor.supernet.extraction import extract
         from compressor.supernet.subnetworks import encoder_macs
 

@@ -17,12 +17,12 @@ class Report(Stage):
     delivers: ClassVar[tuple[str, ...]] = ("family/sizes.csv", "family/README.md")
 
     def run(self, context: "Context") -> str:
-        from compressor.export.family import read_family
+        from compressor.export.manifest import read_manifest
         from compressor.export.report import model_card, size_rows, write_csv
         from compressor.files import write_text
 
         folder = context.family_folder
-        family = read_family(folder)
+        family = read_manifest(folder)
         write_csv(size_rows(family), folder / "sizes.csv")
         write_text(folder / "README.md", model_card(family))
         return "family/sizes.csv, family/README.md"

@@ -52,8 +52,8 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Family:
-    """All sizes of one run and what was measured of them.
+class Manifest:
+    """A family: all sizes of one run and what was measured of them.
 
     Attributes:
         task: type, labels and number of outputs, as the models' configuration has them.
@@ -74,14 +74,14 @@ class Family:
     format: int = FORMAT
     compressor: str = __version__
 
-    def with_scores(self, summary: Mapping[str, Any], scores: Mapping[str, dict[str, float]]) -> "Family":
+    def with_scores(self, summary: Mapping[str, Any], scores: Mapping[str, dict[str, float]]) -> "Manifest":
         """The same family with metrics, which are given by size name and `teacher`."""
         sizes = tuple(replace(size, metrics=scores[size.name]) for size in self.sizes)
         return replace(
             self, sizes=sizes, evaluation=dict(summary), teacher={**self.teacher, "metrics": scores["teacher"]}
         )
 
-    def with_latencies(self, conditions: Mapping[str, Any], latencies: Mapping[str, dict[str, float]]) -> "Family":
+    def with_latencies(self, conditions: Mapping[str, Any], latencies: Mapping[str, dict[str, float]]) -> "Manifest":
         """The same family with latencies, which are given by size name and `teacher`."""
         sizes = tuple(replace(size, latency_ms=latencies[size.name]) for size in self.sizes)
         return replace(
@@ -98,12 +98,12 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_family(family: Family, folder: Path) -> None:
+def write_manifest(family: Manifest, folder: Path) -> None:
     """Write the manifest in one step."""
     write_json(folder / MANIFEST, asdict(family))
 
 
-def read_family(folder: Path) -> Family:
+def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a family folder.
 
     Raises:
@@ -116,7 +116,7 @@ def read_family(folder: Path) -> Family:
         raise CompressorError(f"{path}: format {found!r}; this version of compressor reads {FORMAT}")
     try:
         sizes = tuple(_size(entry) for entry in value.pop("sizes"))
-        return Family(sizes=sizes, **value)
+        return Manifest(sizes=sizes, **value)
     except (KeyError, TypeError, AttributeError) as error:
         raise CompressorError(f"{path} is no manifest of a family: {error}") from error
 
