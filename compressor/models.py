@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -17,9 +18,13 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor.errors import CompressorError, one_line
+from compressor.export.manifest import checked_file, read_manifest
+from compressor.export.weights import WEIGHTS, read_weights
 from compressor.recipe import ScratchModel
 from compressor.supernet.architectures import architecture_of, dimensions_of
-from compressor.supernet.extraction import is_sized
+from compressor.supernet.extraction import extract, is_sized
+from compressor.supernet.subnetworks import Subnetwork
+from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Classification, Task
 
 
@@ -163,17 +168,42 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         file.chmod(0o644)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
+    """Write the files of a tokenizer and say how they are called."""
+    with quiet():
+        files = [Path(file) for file in tokenizer.save_pretrained(folder)]
+    # It names files that it might have written, too.
+    names = sorted({file.name for file in files if file.is_file()})
+    for name in names:
+        (folder / name).chmod(0o644)
+    return tuple(names)
+
+
 def longest_input(config: Any) -> int:
     """Tokens that the model has positions for; RoBERTa's begin behind the padding index."""
     reserved = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return int(config.max_position_embeddings) - reserved
 
 
-def load_size(folder: Path) -> Any:
-    """One size of a family, in eval mode.
+def load_size(family: str | Path, name: str) -> Any:
+    """One size of a family as a PyTorch model in eval mode, which trains further and saves as a folder of its own.
+
+    Args:
+        family: the folder with `family.json`.
+        name: such as `w0.50-d0.75`.
 
     Raises:
-        CompressorError: the weights do not fit the configuration.
+        CompressorError: there is no such size, or a file was changed.
     """
-    with reading(str(folder)), quiet():
-        return AutoModelForSequenceClassification.from_pretrained(str(folder))
+    folder = Path(family)
+    manifest = read_manifest(folder)
+    size = manifest.size(name)
+    if manifest.layout == "standalone":
+        checked_file(folder, manifest, f"{name}/{WEIGHTS['fp32']}")
+        with reading(str(folder / name)), quiet():
+            return AutoModelForSequenceClassification.from_pretrained(str(folder / name))
+    weights = read_weights(checked_file(folder, manifest, WEIGHTS["fp32"]))
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**manifest.config))
+    with reading(str(folder)):
+        model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()}, strict=True)
+    return extract(SuperNetwork(model), Subnetwork(size.kept_layers, size.heads, size.neurons))

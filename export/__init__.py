@@ -1,4 +1,4 @@
-"""What leaves the training machine: ONNX graphs, quantisation, parity, the family's manifest, latency, report.
+"""What leaves the training machine: ONNX graphs, shared weights, parity, the family's manifest, latency, report.
 
-`manifest`, `session`, `latency` and `report` import no torch: a serving machine has onnxruntime and numpy.
+`manifest`, `weights`, `session`, `latency` and `report` import no torch: a serving machine has onnxruntime and numpy.
 """

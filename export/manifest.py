@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, nearest
 from compressor.files import read_json, sha256, write_json
 from compressor.version import __version__
 
 MANIFEST = "family.json"
-FORMAT = 1
-GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+FORMAT = 2
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Size:
         kept_layers: 0-based layers of the super-network that it reads.
         heads, neurons: left in each kept layer.
         macs: of the encoder for one text of the family's `max_length`.
-        files: bytes and sha256 of each file of its folder.
+        graphs: its ONNX file, by precision; paths are relative to the family's folder.
+        bytes: of its graph and of the weights that it reads, by precision.
         parity: what the export measured against PyTorch.
         metrics: the metric as `torch`, `fp32` and `int8`, empty before the evaluate stage.
         latency_ms: median milliseconds as `fp32` and `int8`, empty before the benchmark stage.
@@ -36,19 +37,11 @@ class Size:
     neurons: tuple[int, ...]
     parameters: int
     macs: int
-    files: dict[str, dict[str, Any]]
+    graphs: dict[str, str]
+    bytes: dict[str, int]
     parity: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
-
-    def graphs(self, family: Path) -> dict[str, Path]:
-        """Its ONNX files by precision."""
-        return {kind: family / self.name / file for kind, file in GRAPHS.items() if file in self.files}
-
-    def bytes(self, kind: str) -> int | None:
-        """Bytes of its ONNX file of a precision."""
-        file = self.files.get(GRAPHS[kind])
-        return None if file is None else int(file["bytes"])
 
 
 @dataclass(frozen=True)
@@ -56,23 +49,44 @@ class Manifest:
     """A family: all sizes of one run and what was measured of them.
 
     Attributes:
+        config: of the super-network, as transformers has it.
         task: type, labels and number of outputs, as the models' configuration has them.
         max_length: tokens that texts were cut to in training.
+        layout: `shared`: all sizes read the same weights; `standalone`: a folder a size.
         sizes: the largest first.
+        tokenizer: its files.
+        files: bytes and sha256 of everything that was exported, by path relative to the family's folder.
+        int8: whether it has 7 bits (`reduced_range`), since the machine that exported it has no VNNI.
         evaluation: metric, rows, what was scored against and the score of the best constant answer.
         benchmark: batch size, length, threads and machine of the latencies.
         teacher: `parameters`, `macs`, and of PyTorch `metrics` and `latency_ms`.
     """
 
     architecture: str
+    config: dict[str, Any]
     task: dict[str, Any]
     max_length: int
+    layout: str
     sizes: tuple[Size, ...]
+    tokenizer: tuple[str, ...]
+    files: dict[str, dict[str, Any]]
+    int8: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     benchmark: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     compressor: str = __version__
+
+    def size(self, name: str) -> Size:
+        """A size by its name.
+
+        Raises:
+            CompressorError: there is none of that name.
+        """
+        sizes = {size.name: size for size in self.sizes}
+        if name not in sizes:
+            raise CompressorError(f"size: there is no {name!r}{nearest(name, sizes)}")
+        return sizes[name]
 
     def with_scores(self, summary: Mapping[str, Any], scores: Mapping[str, dict[str, float]]) -> "Manifest":
         """The same family with metrics, which are given by size name and `teacher`."""
@@ -90,12 +104,31 @@ class Manifest:
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Bytes and sha256 of every file of a size's folder."""
+    """Bytes and sha256 of every file below a folder, by relative path."""
     return {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def checked_file(folder: Path, family: Manifest, name: str) -> Path:
+    """A file of a family as it was exported.
+
+    Raises:
+        CompressorError: it is none of the family's, lies elsewhere, is missing or was changed.
+    """
+    known = family.files.get(name)
+    path = folder / name
+    if known is None:
+        raise CompressorError(f"{folder / MANIFEST}: {name} is none of the files that it lists")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CompressorError(f"{folder / MANIFEST}: {name} leaves the family's folder")
+    if not path.is_file():
+        raise CompressorError(f"{path} is missing; {folder / MANIFEST} lists it")
+    if path.stat().st_size != known.get("bytes") or sha256(path) != known.get("sha256"):
+        raise CompressorError(f"{path} is not the file that was exported: its bytes have changed; export it again")
+    return path
 
 
 def write_manifest(family: Manifest, folder: Path) -> None:
@@ -113,10 +146,11 @@ def read_manifest(folder: Path) -> Manifest:
     value = read_json(path)
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
-        raise CompressorError(f"{path}: format {found!r}; this version of compressor reads {FORMAT}")
+        hint = "; export the family again" if found in range(FORMAT) else ""
+        raise CompressorError(f"{path}: format {found!r}; this version of compressor reads {FORMAT}{hint}")
     try:
         sizes = tuple(_size(entry) for entry in value.pop("sizes"))
-        return Manifest(sizes=sizes, **value)
+        return Manifest(sizes=sizes, tokenizer=tuple(value.pop("tokenizer")), **value)
     except (KeyError, TypeError, AttributeError) as error:
         raise CompressorError(f"{path} is no manifest of a family: {error}") from error
 

@@ -15,7 +15,7 @@ from compressor.export.session import Array, open_session, run_session
 SHAPES = ((1, 1), (1, 7), (2, 16), (5, 33), (8, 12))
 
 
-def check_fp32(model: Any, path: Path, tolerance: float, name: str, longest: int) -> float:
+def check_fp32(model: Any, path: Path, tolerance: float, longest: int) -> float:
     """Compare logits over several shapes and paddings of random token ids.
 
     Args:
@@ -34,15 +34,14 @@ def check_fp32(model: Any, path: Path, tolerance: float, name: str, longest: int
         # `not <=` catches NaN too.
         if not difference <= tolerance:
             raise CompressorError(
-                f"{name}: logits of {path.name} differ from PyTorch's by {difference:.2e} ({label}), "
-                f"{tolerance:.0e} is allowed"
+                f"{path.name}: logits differ from PyTorch's by {difference:.2e} ({label}), {tolerance:.0e} is allowed"
             )
         worst = max(worst, difference)
     return worst
 
 
 def check_int8(
-    model: Any, path: Path, task: Any, batches: Any, labels: Array | None, limits: tuple[float, float], name: str
+    model: Any, path: Path, task: Any, batches: Any, labels: Array | None, limits: tuple[float, float]
 ) -> dict[str, float]:
     """Compare answers on real texts, padded on the right, padded on the left, and with words masked out.
 
@@ -64,14 +63,12 @@ def check_int8(
     expected, found = answers["right padding"]
     agreement = min(task.agreement(*both) for both in answers.values())
     if not agreement >= limits[0]:
-        raise CompressorError(
-            f"{name}: {path.name} agrees with PyTorch on {agreement:.3f}, {limits[0]:.3f} is asked for"
-        )
+        raise CompressorError(f"{path.name} agrees with PyTorch on {agreement:.3f}, {limits[0]:.3f} is asked for")
     result = {"int8_agreement": agreement}
     if labels is not None:
         drop = task.score(expected, labels) - task.score(found, labels)
         if not drop <= limits[1]:
-            raise CompressorError(f"{name}: {path.name} loses {drop:.3f} {task.metric}, {limits[1]:.3f} is allowed")
+            raise CompressorError(f"{path.name} loses {drop:.3f} {task.metric}, {limits[1]:.3f} is allowed")
         result["int8_drop"] = drop
     return result
 

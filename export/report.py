@@ -28,7 +28,7 @@ def size_rows(family: Manifest) -> list[Row]:
     for size in family.sizes:
         row: Row = {"size": size.name, "parameters": size.parameters, "macs": size.macs, **size.metrics}
         for kind in ("fp32", "int8"):
-            row[f"{kind}_bytes"] = size.bytes(kind)
+            row[f"{kind}_bytes"] = size.bytes.get(kind)
             row[f"{kind}_ms"] = size.latency_ms.get(kind)
         rows.append(row)
     return [{column: row.get(column) for column in COLUMNS} for row in rows]
@@ -111,7 +111,20 @@ def markdown_table(family: Manifest) -> str:
 
 def model_card(family: Manifest) -> str:
     """`README.md` of the family, in the hub's format."""
-    example = family.sizes[-1].name
+    size = family.sizes[-1]
+    graph = next(iter(size.graphs.values()))
+    shared = family.layout == "shared"
+    kept = (
+        "All sizes read the same weights, `model.safetensors` in fp32 and `model_int8.safetensors` in int8: keep the "
+        "files together, or write one size as a folder that stands alone with `compressor pick`."
+        if shared
+        else "Every folder holds a size as PyTorch weights and as ONNX files with its tokenizer, and stands alone."
+    )
+    load = (
+        f'compressor.load(".", "{size.name}")'
+        if shared
+        else (f'transformers.AutoModelForSequenceClassification.from_pretrained("{size.name}")')
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -121,7 +134,7 @@ tags: [compressor, dynabert, onnx]
 # A family of {len(family.sizes)} sizes
 
 One fine-tuned {family.architecture} in {len(family.sizes)} sizes, cut from one super-network that was trained by
-distillation. Every folder holds the size as PyTorch weights and as ONNX files with its tokenizer, and stands alone.
+distillation. {kept}
 
 {markdown_table(family)}
 
@@ -131,13 +144,12 @@ distillation. Every folder holds the size as PyTorch weights and as ONNX files w
 
 ```python
 import onnxruntime, tokenizers, numpy as np
-text = tokenizers.Tokenizer.from_file("{example}/tokenizer.json").encode("Text to classify.")
-session = onnxruntime.InferenceSession("{example}/model.onnx")
+text = tokenizers.Tokenizer.from_file("tokenizer.json").encode("Text to classify.")
+session = onnxruntime.InferenceSession("{graph}")
 inputs = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
 wanted = [node.name for node in session.get_inputs()]
 logits = session.run(None, {{name: np.array([inputs[name]], dtype=np.int64) for name in wanted}})[0]
 ```
 
-To train a size further: `import compressor`, then
-`transformers.AutoModelForSequenceClassification.from_pretrained("{example}")`.
+To train a size further: `import compressor`, then `{load}`.
 """

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from compressor import load
 from compressor.data import open_corpus
 from compressor.engine import run
 from compressor.errors import CompressorError
@@ -92,7 +93,7 @@ def test_a_student_of_another_shape_goes_the_whole_way(tmp_path: Path, quiet: Pr
     assert (size["heads"], size["neurons"], len(size["kept_layers"])) == ([3, 3], [40, 40], 2)
     assert family["teacher"]["parameters"] > size["parameters"]
     assert set(size["metrics"]) == {"torch", "fp32", "int8"}
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "family" / size["name"])
+    model = load(tmp_path / "run" / "family", size["name"])
     assert model.config.hidden_size == 24
     # The bias of the classifier alone has the same shape.
     assert "of the teacher's parameters, 1 of its" in results(tmp_path / "run")["02-distill"]

@@ -8,12 +8,13 @@ import torch
 from typer.testing import CliRunner
 
 from compressor.cli import app
-from compressor.export.graph import trace
 from compressor.export.manifest import Manifest, read_manifest
+from compressor.export.package import Package
 from compressor.export.parity import check_fp32
+from compressor.export.quantise import needs_reduced_range
 from compressor.models import load_model, load_tokenizer
 from compressor.supernet.extraction import extract
-from compressor.supernet.subnetworks import subnetwork
+from compressor.supernet.subnetworks import grid
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Classification
 
@@ -36,8 +37,6 @@ def run_on_sst2(recipe: str, model: str, shared: Path, output: Path, *overrides:
 
 
 def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
-    import onnx
-
     torch.manual_seed(0)
     model, trained = load_model(minilm, Classification(("0", "1")))
     assert not trained
@@ -46,12 +45,18 @@ def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
     embeddings = supernet.embed(inputs)
     whole = supernet.run(supernet.whole, embeddings, inputs["attention_mask"]).logits
     assert torch.equal(whole, model(**inputs).logits)
-    size = subnetwork(supernet.dimensions, 0.5, 0.5)
-    cut = extract(supernet, size)
-    logits = supernet.run(size, embeddings, inputs["attention_mask"]).logits
+    package = Package(supernet, list(inputs), tmp_path, reduced=needs_reduced_range())
+    alone: dict[str, list[int]] = {"fp32": [], "int8": []}
+    sizes = grid(supernet.dimensions, (1.0, 0.75, 0.5, 0.25), (1.0, 0.75, 0.5))
+    for precision, found in alone.items():
+        package.write_weights(precision)
+        found += [package.write_graph(precision, size, tmp_path / f"{n}-{precision}.onnx") for n, size in sizes.items()]
+    # Twelve sizes take the disk of one, in each precision.
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1.05 * sum(found[0] for found in alone.values())
+    cut = extract(supernet, sizes["w0.50-d0.50"])
+    logits = supernet.run(sizes["w0.50-d0.50"], embeddings, inputs["attention_mask"]).logits
     assert torch.equal(logits, cut(**inputs).logits)
-    onnx.save(trace(cut, list(inputs)).fill(cut), tmp_path / "model.onnx")
-    assert check_fp32(cut, tmp_path / "model.onnx", 1e-4, "w0.50-d0.50", longest=40) < 1e-5
+    assert check_fp32(cut, tmp_path / "w0.50-d0.50-fp32.onnx", 1e-4, longest=40) < 1e-5
 
 
 @pytest.mark.slow

@@ -43,8 +43,8 @@ class Benchmark(Stage):
         inputs = ones(names, self.batch_size, length)
         calls: dict[str, Any] = {"teacher torch": _torch_call(context.teacher().model, inputs, self.threads)}
         for size in family.sizes:
-            for kind, path in size.graphs(folder).items():
-                calls[f"{size.name} {kind}"] = session_call(path, inputs, self.threads)
+            for kind, graph in size.graphs.items():
+                calls[f"{size.name} {kind}"] = session_call(folder / graph, inputs, self.threads)
         with context.progress.task(self.type, self.rounds) as shown:
             measured = median_latencies(calls, self.rounds, shown.advance)
         latencies: dict[str, dict[str, float]] = {}

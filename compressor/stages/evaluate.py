@@ -40,9 +40,9 @@ class Evaluate(Stage):
         scores: dict[str, dict[str, float]] = {"teacher": {"torch": data.task.score(taught, answers)}}
         with context.progress.task(self.type, len(family.sizes)) as shown:
             for size in family.sizes:
-                model = models.load_size(folder / size.name)
+                model = models.load_size(folder, size.name)
                 found = {"torch": predict(whole_model(model), batches)}
-                found |= {kind: graph_answers(path, batches) for kind, path in size.graphs(folder).items()}
+                found |= {kind: graph_answers(folder / graph, batches) for kind, graph in size.graphs.items()}
                 scores[size.name] = {kind: data.task.score(logits, answers) for kind, logits in found.items()}
                 shown.note(f"{size.name} {scores[size.name]['torch']:.3f}")
                 shown.advance()

@@ -1,4 +1,4 @@
-"""Stage `export`: every size as a folder that ships."""
+"""Stage `export`: what ships."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -10,8 +10,8 @@ from compressor.stages.base import Stage
 
 if TYPE_CHECKING:
     from compressor.context import Context
-    from compressor.export.graph import Template
-    from compressor.export.manifest import Size
+    from compressor.export.manifest import Manifest, Size
+    from compressor.export.package import Package
     from compressor.supernet.subnetworks import Subnetwork
     from compressor.supernet.supernetwork import SuperNetwork
 
@@ -19,7 +19,11 @@ Precision = Literal["fp32", "int8"]
 
 
 class Export(Stage):
-    """Write each size as `config.json`, `model.safetensors`, tokenizer, `model.onnx` and `model_int8.onnx`.
+    """Write the family: an ONNX graph a size and precision, all over the same weights.
+
+    `layout: shared` has one weights file a precision, which every graph points into and which PyTorch reads too
+    (`compressor.load`), so that twelve sizes take the disk of one. `standalone` has a folder a size, as `compressor
+    pick` writes them.
 
     Parity is a gate: fp32 logits must equal PyTorch's within `tolerance` for several batch sizes and lengths with
     right, left and holey padding; int8 must agree with them on training texts (`int8_agreement`: same label, or
@@ -27,6 +31,7 @@ class Export(Stage):
     """
 
     type: Literal["export"] = "export"
+    layout: Literal["shared", "standalone"] = "shared"
     precision: Annotated[tuple[Precision, ...], Field(min_length=1)] = ("fp32", "int8")
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
     int8_agreement: Fraction = 0.9
@@ -37,64 +42,81 @@ class Export(Stage):
     delivers: ClassVar[tuple[str, ...]] = ("family/family.json",)
 
     def run(self, context: "Context") -> str:
-        from compressor.export.graph import Template
-        from compressor.export.manifest import Manifest, write_manifest
+        from compressor.export.manifest import write_manifest
+        from compressor.export.standalone import write_all_standalone
         from compressor.files import replace_folder, temporary_folder
+
+        with temporary_folder(context.family_folder) as folder:
+            family = self._family(context, folder)
+            write_manifest(family, folder)
+            if self.layout == "shared":
+                replace_folder(folder, context.family_folder)
+            else:
+                with temporary_folder(context.family_folder) as alone:
+                    write_all_standalone(folder, alone)
+                    replace_folder(alone, context.family_folder)
+        differences = [size.parity["fp32_difference"] for size in family.sizes if "fp32" in self.precision]
+        words = f", logits within {max(differences):.1e} of PyTorch's" if differences else ""
+        return f"{len(family.sizes)} sizes{words}"
+
+    def _family(self, context: "Context", folder: Path) -> "Manifest":
+        """Write, check and describe all sizes."""
+        from compressor import models
+        from compressor.export.manifest import Manifest, describe_files
+        from compressor.export.package import Package
+        from compressor.export.quantise import needs_reduced_range
         from compressor.supernet.subnetworks import encoder_macs
 
-        supernet = context.latest()
+        supernet, tokenizer = context.latest(), context.data.tokenizer
         supernet.train(False)
         sizes = context.sizes(supernet.dimensions)
-        templates: dict[int, Template] = {}
-        with temporary_folder(context.family_folder) as folder:
-            with context.progress.task(self.type, len(sizes)) as shown:
-                entries = []
-                for name, size in sizes.items():
-                    shown.note(name)
-                    entries.append(self._size(context, supernet, name, size, folder / name, templates))
-                    shown.advance()
-            task, teacher = context.data.task, context.teacher()
-            family = Manifest(
-                architecture=supernet.architecture.model_type,
-                task={"type": context.recipe.task.type, **task.config()},
-                max_length=context.recipe.data.max_length,
-                sizes=tuple(entries),
-                teacher={
-                    "parameters": teacher.parameters(teacher.whole),
-                    "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),
-                },
-            )
-            write_manifest(family, folder)
-            replace_folder(folder, context.family_folder)
-        worst = max(entry.parity["fp32_difference"] for entry in entries) if "fp32" in self.precision else None
-        return f"{len(entries)} sizes" + (f", logits within {worst:.1e} of PyTorch's" if worst is not None else "")
+        tokenizer_files = models.save_tokenizer(tokenizer, folder)
+        package = Package(supernet, tokenizer.model_input_names, folder, reduced=needs_reduced_range())
+        for precision in ("fp32", "int8"):
+            # PyTorch reads the fp32 weights, whatever graphs there are.
+            if precision == "fp32" or precision in self.precision:
+                package.write_weights(precision)
+        entries = []
+        with context.progress.task(self.type, len(sizes)) as shown:
+            for name, size in sizes.items():
+                shown.note(name)
+                entries.append(self._size(context, supernet, package, name, size, folder))
+                shown.advance()
+        teacher = context.teacher()
+        return Manifest(
+            architecture=supernet.architecture.model_type,
+            config=supernet.model.config.to_dict(),
+            task={"type": context.recipe.task.type, **context.data.task.config()},
+            max_length=context.recipe.data.max_length,
+            layout="shared",
+            sizes=tuple(entries),
+            tokenizer=tokenizer_files,
+            files=describe_files(folder),
+            int8={"reduced_range": needs_reduced_range()} if "int8" in self.precision else {},
+            teacher={
+                "parameters": teacher.parameters(teacher.whole),
+                "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),
+            },
+        )
 
     def _size(
         self,
         context: "Context",
         supernet: "SuperNetwork",
+        package: "Package",
         name: str,
         size: "Subnetwork",
         folder: Path,
-        templates: dict[int, "Template"],
     ) -> "Size":
-        """Extract, save, export and check one size."""
-        import onnx
-
-        from compressor import models
-        from compressor.export.graph import trace
-        from compressor.export.manifest import Size, describe_files
+        """Write and check the graphs of one size."""
+        from compressor.export.manifest import Size
         from compressor.supernet.extraction import extract
         from compressor.supernet.subnetworks import encoder_macs
 
-        model = extract(supernet, size)
-        models.save(model, context.data.tokenizer, folder)
-        layers = len(size.kept)
-        if layers not in templates:
-            templates[layers] = trace(model, context.data.tokenizer.model_input_names)
-        graph = folder / "model.onnx"
-        onnx.save(templates[layers].fill(model), graph)
-        parity = self._check(context, model, name, graph)
+        endings = {"fp32": ".onnx", "int8": "_int8.onnx"}
+        graphs: dict[str, str] = {precision: name + endings[precision] for precision in self.precision}
+        paths = {precision: folder / graph for precision, graph in graphs.items()}
+        sizes = {precision: package.write_graph(precision, size, path) for precision, path in paths.items()}
         width, depth = context.multipliers[name]
         return Size(
             name=name,
@@ -105,25 +127,23 @@ class Export(Stage):
             neurons=size.neurons,
             parameters=supernet.parameters(size),
             macs=encoder_macs(size, supernet.dimensions, context.recipe.data.max_length),
-            files=describe_files(folder),
-            parity=parity,
+            graphs=graphs,
+            bytes=sizes,
+            parity=self._check(context, extract(supernet, size), paths),
         )
 
-    def _check(self, context: "Context", model: Any, name: str, graph: Path) -> dict[str, float]:
-        """Check the fp32 graph, write and check the int8 one; leave the files that were asked for."""
+    def _check(self, context: "Context", model: Any, graphs: dict[str, Path]) -> dict[str, float]:
+        """Hold the graphs of a size against its PyTorch form."""
         from compressor.export.parity import check_fp32, check_int8
-        from compressor.export.quantise import quantise
 
         parity: dict[str, float] = {}
         data = context.data
-        if "fp32" in self.precision:
-            parity["fp32_difference"] = check_fp32(model, graph, self.tolerance, name, context.recipe.data.max_length)
-        if "int8" in self.precision:
-            quantised = graph.with_name("model_int8.onnx")
-            quantise(graph, quantised)
+        if "fp32" in graphs:
+            longest = context.recipe.data.max_length
+            parity["fp32_difference"] = check_fp32(model, graphs["fp32"], self.tolerance, longest)
+        if "int8" in graphs:
             rows = data.train.select(range(min(self.examples, len(data.train))))
             limits = (self.int8_agreement, self.int8_max_drop)
-            parity |= check_int8(model, quantised, data.task, data.batches(rows, 32), data.labels(rows), limits, name)
-        if "fp32" not in self.precision:
-            graph.unlink()
+            batches, labels = data.batches(rows, 32), data.labels(rows)
+            parity |= check_int8(model, graphs["int8"], data.task, batches, labels, limits)
         return parity
