@@ -1,8 +1,5 @@
-"""The command line: `compressor run | plan | validate | recipes | stages`."""
+"""The command line: `compressor run | plan | validate | recipes | stages`, and what `family_cli` adds."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +7,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from compressor.errors import CompressorError, OneProcessError
+from compressor import family_cli
 from compressor.recipe import Recipe, bundled, load_recipe
 from compressor.stages import STAGES
+from compressor.terminal import Debug, be_quiet, errors, is_main, wide_console
 from compressor.version import __version__
 
 app = typer.Typer(
@@ -23,14 +21,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(family_cli.app)
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A bundled recipe (see `recipes`) or a YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as stages.width.epochs=1.")
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-USER_ERROR = 2
 
 
 @app.command()
@@ -41,13 +38,13 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run a recipe; stages that are done already are not run again."""
-    with _errors(debug):
+    with errors(debug):
         from compressor.engine import run as run_recipe
         from compressor.interruption import Interruption
         from compressor.progress import Progress
 
-        _be_quiet()
-        console = Console(quiet=not _is_main())
+        be_quiet()
+        console = Console(quiet=not is_main())
         interruption = Interruption()
         with interruption.installed():
             run_recipe(load_recipe(recipe, overrides or ()), output, Progress(console), interruption)
@@ -62,12 +59,12 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Show the stages, what is done already, and the sizes; nothing is executed."""
-    with _errors(debug):
+    with errors(debug):
         from compressor.engine import plan as plan_recipe
         from compressor.progress import format_seconds
 
-        _be_quiet()
-        console = _wide_console()
+        be_quiet()
+        console = wide_console()
         loaded = load_recipe(recipe, overrides or ())
         stages = Table("stage", "state", "settings")
         for step in plan_recipe(loaded, output):
@@ -82,7 +79,7 @@ def plan(
 @app.command()
 def validate(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) -> None:
     """Check a recipe and print it with all its defaults."""
-    with _errors(debug):
+    with errors(debug):
         print(load_recipe(recipe, overrides or ()).to_yaml(), end="")
 
 
@@ -115,55 +112,12 @@ def main() -> None:
     app()
 
 
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """A user's mistake as one message and exit code 2; anything else says how to see more."""
-    try:
-        yield
-    except (CompressorError, OSError) as error:
-        if debug:
-            raise
-        _fail(f"error: {error}", USER_ERROR, error)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "stopped", getattr(error, "code", 130), error)
-    except Exception as error:
-        if debug:
-            raise
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        _fail(f"internal error: {words}; --debug shows where", 1, error)
-
-
-def _fail(message: str, code: int, cause: BaseException) -> None:
-    # A launcher's processes fail alike, and the main one says why; the others say what they alone may know.
-    alike = isinstance(cause, KeyboardInterrupt | CompressorError) and not isinstance(cause, OneProcessError)
-    if _is_main() or not alike:
-        typer.echo(message, err=True)
-    raise typer.Exit(code) from cause
-
-
-def _is_main() -> bool:
-    """Whether this is the process that speaks, of those that a launcher started; read without torch."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _be_quiet() -> None:
-    """No bars and no chatter of libraries between the lines of a run."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
-
-def _wide_console() -> Console:
-    """A console that does not fold a table into a pipe's 80 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
 def _show_family(console: Console, folder: Path) -> None:
     from compressor.export.manifest import MANIFEST, read_manifest
     from compressor.export.report import terminal_table
 
     if (folder / MANIFEST).is_file():
-        wide = console if console.is_terminal and console.width >= 120 else _wide_console()
+        wide = console if console.is_terminal and console.width >= 120 else wide_console()
         wide.print(terminal_table(read_manifest(folder)))
         console.print(f"family: {folder}", highlight=False)
 

@@ -29,10 +29,25 @@ def describe_versions() -> dict[str, str]:
     return found
 
 
+def int8_overflows() -> bool:
+    """Whether int8 products of 8 bits overflow here: x86 without VNNI adds pairs of products in 16 bits.
+
+    Where the system does not tell what the processor can, it is taken for one that does overflow.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not {"avx512_vnni", "avx_vnni"}.intersection(_information("flags").split())
+
+
 def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
+    return _information("model name") or platform.processor() or platform.machine()
+
+
+def _information(key: str) -> str:
+    """What Linux says of the processor; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""

@@ -18,8 +18,8 @@ from transformers import (
 from transformers.utils import logging
 
 from compressor.errors import CompressorError, one_line
-from compressor.export.manifest import checked_file, read_manifest
-from compressor.export.weights import WEIGHTS, read_weights
+from compressor.export.manifest import WEIGHTS, checked_file, read_manifest
+from compressor.export.weights import read_weights
 from compressor.recipe import ScratchModel
 from compressor.supernet.architectures import architecture_of, dimensions_of
 from compressor.supernet.extraction import extract, is_sized

@@ -1,4 +1,20 @@
-"""What leaves the training machine: ONNX graphs, shared weights, parity, the family's manifest, latency, report.
+"""What leaves the training machine: ONNX graphs, shared weights, parity, the family's manifest, and what serves it.
 
-`manifest`, `weights`, `session`, `latency` and `report` import no torch: a serving machine has onnxruntime and numpy.
+`from compressor.export import Family` loads a family; it imports onnxruntime, tokenizers and numpy, but no torch.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.export.family import Family
+
+__all__ = ["Family"]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: those that export have no use for a runtime.
+    if name == "Family":
+        from compressor.export.family import Family
+
+        return Family
+    raise AttributeError(f"module 'compressor.export' has no attribute {name!r}")

@@ -1,15 +1,16 @@
 """Latency on this machine, of many models in one interleaved run."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from compressor.export.session import Array, open_session, run_session
+from compressor.export.manifest import Latency
+from compressor.export.session import Array
 
 WARM_UP = 3
+Key = TypeVar("Key")
 
 
 def ones(names: Sequence[str], batch_size: int, length: int) -> dict[str, Array]:
@@ -17,24 +18,21 @@ def ones(names: Sequence[str], batch_size: int, length: int) -> dict[str, Array]
     return {name: np.full((batch_size, length), 0 if name == "token_type_ids" else 1, dtype=np.int64) for name in names}
 
 
-def session_call(path: Path, inputs: Mapping[str, Array], threads: int) -> Callable[[], object]:
-    """An ONNX file as a function without arguments."""
-    session = open_session(path, threads)
-    return lambda: run_session(session, inputs)
-
-
-def median_latencies(
-    calls: Mapping[str, Callable[[], object]], rounds: int, after_round: Callable[[], None]
-) -> dict[str, float]:
-    """Median seconds of each call; every round runs all of them once, so that noise hits all alike."""
+def interleaved(
+    calls: Mapping[Key, Callable[[], object]], rounds: int, after_round: Callable[[], None] = lambda: None
+) -> dict[Key, Latency]:
+    """Latency of each call; every round runs all of them once, so that noise hits all alike."""
     for call in calls.values():
         for _ in range(WARM_UP):
             call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[Key, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
         after_round()
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        name: Latency(*(1000 * float(value) for value in np.percentile(values, (50, 95))))
+        for name, values in seconds.items()
+    }

@@ -11,7 +11,16 @@ from compressor.version import __version__
 
 MANIFEST = "family.json"
 FORMAT = 2
-PRECISIONS = ("fp32", "int8")
+# Where the weights of a shared layout lie, by precision; PyTorch reads the first.
+WEIGHTS = {"fp32": "model.safetensors", "int8": "model_int8.safetensors"}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call: the median, and what one in twenty exceeds."""
+
+    median: float
+    p95: float
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Size:
         parity: what the export measured against PyTorch.
         metrics: the metric as `torch`, `fp32` and `int8`, empty before the evaluate stage.
         latency_ms: median milliseconds as `fp32` and `int8`, empty before the benchmark stage.
+        latency_p95_ms: what one call in twenty exceeds.
     """
 
     name: str
@@ -42,6 +52,7 @@ class Size:
     parity: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
+    latency_p95_ms: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,12 +106,19 @@ class Manifest:
             self, sizes=sizes, evaluation=dict(summary), teacher={**self.teacher, "metrics": scores["teacher"]}
         )
 
-    def with_latencies(self, conditions: Mapping[str, Any], latencies: Mapping[str, dict[str, float]]) -> "Manifest":
-        """The same family with latencies, which are given by size name and `teacher`."""
-        sizes = tuple(replace(size, latency_ms=latencies[size.name]) for size in self.sizes)
-        return replace(
-            self, sizes=sizes, benchmark=dict(conditions), teacher={**self.teacher, "latency_ms": latencies["teacher"]}
+    def with_latencies(
+        self, conditions: Mapping[str, Any], latencies: Mapping[str, Mapping[str, Latency]]
+    ) -> "Manifest":
+        """The same family with latencies, which are given by size name (and `teacher`, if it was timed)."""
+        medians, tails = (
+            {name: {kind: getattr(value, which) for kind, value in found.items()} for name, found in latencies.items()}
+            for which in ("median", "p95")
         )
+        sizes = tuple(
+            replace(size, latency_ms=medians[size.name], latency_p95_ms=tails[size.name]) for size in self.sizes
+        )
+        teacher = {**self.teacher, "latency_ms": medians.get("teacher", {})}
+        return replace(self, sizes=sizes, benchmark=dict(conditions), teacher=teacher)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

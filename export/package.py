@@ -10,8 +10,9 @@ from onnx import TensorProto, helper
 
 from compressor.export.graph import LINEAR, Template, trace
 from compressor.export.lowering import Storage, assemble, lower, parameters_of
+from compressor.export.manifest import WEIGHTS
 from compressor.export.quantise import quantise
-from compressor.export.weights import SCALE, TRANSPOSED, WEIGHTS, ZERO, Array, Stored, write_weights
+from compressor.export.weights import SCALE, TRANSPOSED, ZERO, Array, Stored, write_weights
 from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
 

@@ -1,6 +1,6 @@
 """Whether an ONNX file answers as the PyTorch model does: a gate, not a warning."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import CompressorError
-from compressor.export.session import Array, open_session, run_session
+from compressor.export.session import Array, Session
 
 # Batch sizes and lengths: single texts, single tokens, and shapes that the example of the export did not have.
 SHAPES = ((1, 1), (1, 7), (2, 16), (5, 33), (8, 12))
@@ -27,10 +27,10 @@ def check_fp32(model: Any, path: Path, tolerance: float, longest: int) -> float:
     Raises:
         CompressorError: it exceeds the tolerance.
     """
-    session = open_session(path)
+    session = Session(path)
     worst = 0.0
-    for label, inputs in _inputs(model.config, [node.name for node in session.get_inputs()], longest):
-        difference = float(np.abs(_torch_logits(model, inputs) - run_session(session, _arrays(inputs))).max())
+    for label, inputs in _inputs(model.config, session.inputs, longest):
+        difference = float(np.abs(_torch_logits(model, inputs) - session.run(_arrays(inputs))).max())
         # `not <=` catches NaN too.
         if not difference <= tolerance:
             raise CompressorError(
@@ -57,7 +57,7 @@ def check_int8(
     Raises:
         CompressorError: int8 agrees too little or loses too much.
     """
-    session = open_session(path)
+    session = Session(path)
     batches = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
     answers = {padding: _answers(model, session, map(move, batches)) for padding, move in _PADDINGS.items()}
     expected, found = answers["right padding"]
@@ -73,7 +73,7 @@ def check_int8(
     return result
 
 
-def _inputs(config: Any, names: list[str], longest: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _inputs(config: Any, names: Sequence[str], longest: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Random token ids of every shape, with each padding that fits it."""
     random = torch.Generator().manual_seed(0)
     for batch, length in ((batch, min(length, longest)) for batch, length in SHAPES):
@@ -97,9 +97,9 @@ def _masks(batch: int, length: int, random: torch.Generator) -> Iterator[tuple[s
         yield "holes", holey.long()
 
 
-def _answers(model: Any, session: Any, batches: Iterable[dict[str, Tensor]]) -> tuple[Array, Array]:
+def _answers(model: Any, session: Session, batches: Iterable[dict[str, Tensor]]) -> tuple[Array, Array]:
     """Logits [N, outputs] of the model and of the session."""
-    both = [(_torch_logits(model, inputs), run_session(session, _arrays(inputs))) for inputs in batches]
+    both = [(_torch_logits(model, inputs), session.run(_arrays(inputs))) for inputs in batches]
     exact, found = (np.concatenate(side) for side in zip(*both, strict=True))
     return exact, found
 

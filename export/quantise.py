@@ -1,9 +1,6 @@
 """Matrices as int8."""
 
-import platform
-
 import numpy as np
-import torch
 
 from compressor.export.weights import Array
 
@@ -15,7 +12,7 @@ def quantise(matrix: Array, reduced: bool) -> tuple[Array, Array]:
 
     Args:
         matrix: [N, K]; rows are output channels, or words.
-        reduced: use 7 bits (see `needs_reduced_range`).
+        reduced: use 7 bits, for processors on which 8 overflow (`machine.int8_overflows`).
 
     Returns:
         int8 [N, K] and scales [N], float32; their product is within half a scale of the matrix.
@@ -24,9 +21,3 @@ def quantise(matrix: Array, reduced: bool) -> tuple[Array, Array]:
     scales = np.abs(matrix).max(axis=1).astype(np.float32) / np.float32(largest)
     scales[scales == 0] = 1  # A row of zeros.
     return np.rint(matrix / scales[:, None]).astype(np.int8), scales
-
-
-def needs_reduced_range() -> bool:
-    """Whether int8 products can overflow here: x86 without VNNI adds pairs of products in 16 bits."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and not torch.cpu._is_vnni_supported()

@@ -7,8 +7,7 @@ from pathlib import Path
 import onnx
 
 from compressor import models
-from compressor.export.manifest import Size, checked_file, describe_files, read_manifest, write_manifest
-from compressor.export.weights import WEIGHTS
+from compressor.export.manifest import WEIGHTS, Size, checked_file, describe_files, read_manifest, write_manifest
 
 # The file names of the optimum library.
 _GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}

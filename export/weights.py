@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 from compressor.errors import CompressorError
 
 Array = np.ndarray[Any, Any]
-WEIGHTS = {"fp32": "model.safetensors", "int8": "model_int8.safetensors"}
 # Endings of the names of stored tensors: a matrix [K, N], the scales [N] of an int8 one, its zero points [N].
 TRANSPOSED = ".transposed"
 SCALE = ".scale"

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import compressor
 from compressor.errors import CompressorError
-from compressor.export.latency import median_latencies
+from compressor.export.latency import interleaved
 from compressor.export.manifest import Manifest, checked_file, read_manifest, write_manifest
 from compressor.export.package import Package
 from compressor.export.parity import check_fp32
@@ -349,5 +349,5 @@ def test_serving_rooms_import_no_torch() -> None:
 def test_latencies_are_measured_in_turn() -> None:
     order: list[str] = []
     calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    found = median_latencies(calls, 4, lambda: order.append("|"))  # type: ignore[arg-type]
+    found = interleaved(calls, 4, lambda: order.append("|"))  # type: ignore[arg-type]
     assert "".join(order) == "aaabbb" + "ab|" * 4 and set(found) == {"a", "b"}

@@ -11,7 +11,7 @@ from compressor.cli import app
 from compressor.export.manifest import Manifest, read_manifest
 from compressor.export.package import Package
 from compressor.export.parity import check_fp32
-from compressor.export.quantise import needs_reduced_range
+from compressor.machine import int8_overflows
 from compressor.models import load_model, load_tokenizer
 from compressor.supernet.extraction import extract
 from compressor.supernet.subnetworks import grid
@@ -45,7 +45,7 @@ def test_a_real_bert_is_cut_and_exported(minilm: str, tmp_path: Path) -> None:
     embeddings = supernet.embed(inputs)
     whole = supernet.run(supernet.whole, embeddings, inputs["attention_mask"]).logits
     assert torch.equal(whole, model(**inputs).logits)
-    package = Package(supernet, list(inputs), tmp_path, reduced=needs_reduced_range())
+    package = Package(supernet, list(inputs), tmp_path, reduced=int8_overflows())
     alone: dict[str, list[int]] = {"fp32": [], "int8": []}
     sizes = grid(supernet.dimensions, (1.0, 0.75, 0.5, 0.25), (1.0, 0.75, 0.5))
     for precision, found in alone.items():

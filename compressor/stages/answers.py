@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from compressor.export.session import open_session, run_session
+from compressor.export.session import Session
 from compressor.tasks import Array
 from compressor.training import Batches, predict
 
@@ -11,8 +11,8 @@ def graph_answers(path: Path, batches: Batches) -> Array:
     """Logits [N, outputs] of every row, in order."""
     import torch
 
-    session = open_session(path)
+    session = Session(path)
     return predict(
-        lambda batch: torch.from_numpy(run_session(session, {name: value.numpy() for name, value in batch.items()})),
+        lambda batch: torch.from_numpy(session.run({name: value.numpy() for name, value in batch.items()})),
         batches,
     )

@@ -26,9 +26,12 @@ class Benchmark(Stage):
     delivers: ClassVar[tuple[str, ...]] = ("family/family.json",)
 
     def run(self, context: "Context") -> str:
+        from functools import partial
+
         from compressor.errors import CompressorError
-        from compressor.export.latency import median_latencies, ones, session_call
-        from compressor.export.manifest import read_manifest, write_manifest
+        from compressor.export.latency import interleaved, ones
+        from compressor.export.manifest import Latency, read_manifest, write_manifest
+        from compressor.export.session import Session
         from compressor.files import write_json
         from compressor.machine import describe_machine
 
@@ -41,16 +44,17 @@ class Benchmark(Stage):
             )
         names = context.data.tokenizer.model_input_names
         inputs = ones(names, self.batch_size, length)
-        calls: dict[str, Any] = {"teacher torch": _torch_call(context.teacher().model, inputs, self.threads)}
+        calls: dict[tuple[str, str], Any] = {
+            ("teacher", "torch"): _torch_call(context.teacher().model, inputs, self.threads)
+        }
         for size in family.sizes:
             for kind, graph in size.graphs.items():
-                calls[f"{size.name} {kind}"] = session_call(folder / graph, inputs, self.threads)
+                calls[size.name, kind] = partial(Session(folder / graph, self.threads).run, inputs)
         with context.progress.task(self.type, self.rounds) as shown:
-            measured = median_latencies(calls, self.rounds, shown.advance)
-        latencies: dict[str, dict[str, float]] = {}
-        for key, seconds in measured.items():
-            name, kind = key.split(" ")
-            latencies.setdefault(name, {})[kind] = 1000 * seconds
+            measured = interleaved(calls, self.rounds, shown.advance)
+        latencies: dict[str, dict[str, Latency]] = {}
+        for (name, kind), latency in measured.items():
+            latencies.setdefault(name, {})[kind] = latency
         conditions = {
             "batch_size": self.batch_size,
             "length": length,
@@ -58,8 +62,10 @@ class Benchmark(Stage):
             "rounds": self.rounds,
             "machine": describe_machine(),
         }
-        write_json(context.folder / "latency.json", {**conditions, "milliseconds": latencies})
-        write_manifest(family.with_latencies(conditions, latencies), folder)
+        family = family.with_latencies(conditions, latencies)
+        milliseconds = {size.name: size.latency_ms for size in family.sizes} | {"teacher": family.teacher["latency_ms"]}
+        write_json(context.folder / "latency.json", {**conditions, "milliseconds": milliseconds})
+        write_manifest(family, folder)
         return f"batch {self.batch_size}, {length} tokens, {self.threads} thread(s), median of {self.rounds}"
 
 

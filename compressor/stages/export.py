@@ -64,14 +64,14 @@ class Export(Stage):
         from compressor import models
         from compressor.export.manifest import Manifest, describe_files
         from compressor.export.package import Package
-        from compressor.export.quantise import needs_reduced_range
+        from compressor.machine import int8_overflows
         from compressor.supernet.subnetworks import encoder_macs
 
         supernet, tokenizer = context.latest(), context.data.tokenizer
         supernet.train(False)
         sizes = context.sizes(supernet.dimensions)
         tokenizer_files = models.save_tokenizer(tokenizer, folder)
-        package = Package(supernet, tokenizer.model_input_names, folder, reduced=needs_reduced_range())
+        package = Package(supernet, tokenizer.model_input_names, folder, reduced=int8_overflows())
         for precision in ("fp32", "int8"):
             # PyTorch reads the fp32 weights, whatever graphs there are.
             if precision == "fp32" or precision in self.precision:
@@ -92,7 +92,7 @@ class Export(Stage):
             sizes=tuple(entries),
             tokenizer=tokenizer_files,
             files=describe_files(folder),
-            int8={"reduced_range": needs_reduced_range()} if "int8" in self.precision else {},
+            int8={"reduced_range": int8_overflows()} if "int8" in self.precision else {},
             teacher={
                 "parameters": teacher.parameters(teacher.whole),
                 "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),

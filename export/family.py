@@ -1,0 +1,187 @@
+"""A family where it serves: its sizes, a choice among them, and answers. Imports onnxruntime, tokenizers and numpy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import CompressorError
+from compressor.export.choice import Choice, Need, choose
+from compressor.export.encoding import Encoder, Text
+from compressor.export.latency import interleaved, ones
+from compressor.export.manifest import WEIGHTS, Latency, Manifest, Size, checked_file, read_manifest
+from compressor.export.session import Array, Session
+from compressor.machine import describe_machine, int8_overflows
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a size says of a text.
+
+    Attributes:
+        label: the most likely one; None for regression.
+        score: its probability; for regression the number itself.
+        scores: probability of every label; empty for regression.
+        truncated: the text was longer than the family reads, and the rest was left out.
+    """
+
+    label: str | None
+    score: float
+    scores: dict[str, float]
+    truncated: bool
+
+
+class Family:
+    """The sizes of one exported family.
+
+    Example:
+        >>> family = Family.load("runs/mine/family")  # doctest: +SKIP
+        >>> print(family.sizes)  # doctest: +SKIP
+        >>> size = family.open(family.pick(latency_ms=5, metric_drop=0.01))  # doctest: +SKIP
+        >>> size.predict(["a gripping drama"])[0].label  # doctest: +SKIP
+        'positive'
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._weights: dict[str, Array] = {}
+        for file in manifest.tokenizer:
+            checked_file(folder, manifest, file)
+        self._encoder = Encoder(folder, manifest.max_length)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Family":
+        """A family from its folder. Nothing of the weights is read before a size is opened.
+
+        Raises:
+            CompressorError: there is no family, it is of another version, or its tokenizer was changed.
+        """
+        return cls(Path(folder), read_manifest(Path(folder)))
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """What each size is, scores and costs, the largest first."""
+        return self.manifest.sizes
+
+    def pick(self, **needs: Any) -> Choice:
+        """The best size that meets what is needed: see `Need` for the arguments.
+
+        Raises:
+            CompressorError: no size does, or it was not measured what is asked for.
+        """
+        return choose(self.manifest, Need(**needs))
+
+    def timed(self, *, threads: int = 1, batch_size: int = 1, length: int | None = None, rounds: int = 30) -> "Family":
+        """The same family with the latencies of this machine, all sizes in turn, round after round.
+
+        Args:
+            threads: of one call.
+            length: tokens of a text; None takes as many as the family reads.
+        """
+        length = length or self.manifest.max_length
+        if length > self.manifest.max_length:
+            raise CompressorError(f"length: {length} is more than the {self.manifest.max_length} that the family reads")
+        calls = {}
+        for size in self.sizes:
+            for precision in size.graphs:
+                session = self._session(size, precision, threads, prepacked=True)
+                calls[size.name, precision] = partial(session.run, ones(session.inputs, batch_size, length))
+        found: dict[str, dict[str, Latency]] = {}
+        for (name, precision), latency in interleaved(calls, rounds).items():
+            found.setdefault(name, {})[precision] = latency
+        conditions: dict[str, Any] = {"batch_size": batch_size, "length": length, "threads": threads, "rounds": rounds}
+        conditions["machine"] = describe_machine()
+        return Family(self.folder, self.manifest.with_latencies(conditions, found))
+
+    def open(
+        self, size: str | Choice, precision: str | None = None, *, threads: int = 1, prepacked: bool = True
+    ) -> "OpenSize":
+        """A size that answers.
+
+        Args:
+            size: its name, or what `pick` chose.
+            precision: `fp32` or `int8`; None takes the chosen one, or int8 where the family has it.
+            threads: that one call uses.
+            prepacked: False where many sizes are open at once: all of them then read the same weights in memory,
+                and take next to none of their own, at some cost in speed.
+
+        Raises:
+            CompressorError: there is no such size or precision, a file was changed, or this machine cannot run it.
+        """
+        if isinstance(size, Choice):
+            return self.open(size.size.name, precision or size.precision, threads=threads, prepacked=prepacked)
+        entry = self.manifest.size(size)
+        precision = precision or ("int8" if "int8" in entry.graphs else "fp32")
+        if precision not in entry.graphs:
+            raise CompressorError(f"precision: the family has no {precision!r}; it has {', '.join(entry.graphs)}")
+        if precision == "int8" and int8_overflows() and not self.manifest.int8.get("reduced_range"):
+            raise CompressorError(
+                "precision: this processor has no VNNI, and int8 products of 8 bits overflow on it; take fp32, or "
+                "export the family on such a machine"
+            )
+        session = self._session(entry, precision, threads, prepacked)
+        return OpenSize(entry, precision, session, self._encoder, self.manifest.task)
+
+    def open_all(self, precision: str | None = None, *, threads: int = 1) -> dict[str, "OpenSize"]:
+        """Every size, in the memory of one."""
+        return {size.name: self.open(size.name, precision, threads=threads, prepacked=False) for size in self.sizes}
+
+    def _session(self, size: Size, precision: str, threads: int, prepacked: bool) -> Session:
+        graph = checked_file(self.folder, self.manifest, size.graphs[precision])
+        return Session(graph, threads, weights=self._weights_of(precision), prepacked=prepacked)
+
+    def _weights_of(self, precision: str) -> dict[str, Array]:
+        """The bytes of the file that the graphs of a precision read, mapped once."""
+        if self.manifest.layout != "shared":
+            return {}
+        name = WEIGHTS[precision]
+        if name not in self._weights:
+            path = checked_file(self.folder, self.manifest, name)
+            self._weights[name] = np.memmap(path, dtype=np.uint8, mode="r")
+        return {name: self._weights[name]}
+
+
+class OpenSize:
+    """One size that answers; several threads may ask at once.
+
+    Attributes:
+        size: what it is, scores and costs.
+        precision: `fp32` or `int8`.
+    """
+
+    def __init__(self, size: Size, precision: str, session: Session, encoder: Encoder, task: dict[str, Any]) -> None:
+        self.size, self.precision = size, precision
+        self._session, self._encoder, self._task = session, encoder, task
+
+    def predict(self, texts: Text | Sequence[Text], batch_size: int = 32) -> list[Prediction]:
+        """What the size says of each text, in their order.
+
+        Args:
+            texts: one or many; a pair is a tuple of two.
+
+        Raises:
+            CompressorError: a text is empty or none.
+        """
+        texts = [texts] if isinstance(texts, str | tuple) else list(texts)
+        encodings = self._encoder.encode(texts)
+        logits = np.zeros((len(texts), 0))
+        for places, inputs in self._encoder.batches(encodings, batch_size):
+            found = self._session.run(inputs)
+            if not logits.size:
+                logits = np.zeros((len(texts), found.shape[1]))
+            logits[places] = found
+        return [self._prediction(row, bool(e.overflowing)) for row, e in zip(logits, encodings, strict=True)]
+
+    def _prediction(self, logits: Array, truncated: bool) -> Prediction:
+        labels = self._task["id2label"]
+        if self._task["problem_type"] == "regression":
+            return Prediction(None, float(logits[0]), {}, truncated)
+        likely = np.exp(logits - logits.max())
+        likely /= likely.sum()
+        scores = {labels[str(place)]: float(value) for place, value in enumerate(likely)}
+        label = max(scores, key=scores.__getitem__)
+        return Prediction(label, scores[label], scores, truncated)
