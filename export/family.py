@@ -88,7 +88,7 @@ class Family:
         calls = {}
         for size in self.sizes:
             for precision in size.graphs:
-                session = self._session(size, precision, threads, prepacked=True)
+                session = self._session(size, precision, threads)
                 calls[size.name, precision] = partial(session.run, ones(session.inputs, batch_size, length))
         found: dict[str, dict[str, Latency]] = {}
         for (name, precision), latency in interleaved(calls, rounds).items():
@@ -98,7 +98,7 @@ class Family:
         return Family(self.folder, self.manifest.with_latencies(conditions, found))
 
     def open(
-        self, size: str | Choice, precision: str | None = None, *, threads: int = 1, prepacked: bool = True
+        self, size: str | Choice, precision: str | None = None, *, threads: int = 1, thrifty: bool = False
     ) -> "OpenSize":
         """A size that answers.
 
@@ -106,14 +106,14 @@ class Family:
             size: its name, or what `pick` chose.
             precision: `fp32` or `int8`; None takes the chosen one, or int8 where the family has it.
             threads: that one call uses.
-            prepacked: False where many sizes are open at once: all of them then read the same weights in memory,
-                and take next to none of their own, at some cost in speed.
+            thrifty: for many sizes that are open at once: all of them read the same weights in memory and take next
+                to none of their own, at some cost in speed.
 
         Raises:
             CompressorError: there is no such size or precision, a file was changed, or this machine cannot run it.
         """
         if isinstance(size, Choice):
-            return self.open(size.size.name, precision or size.precision, threads=threads, prepacked=prepacked)
+            return self.open(size.size.name, precision or size.precision, threads=threads, thrifty=thrifty)
         entry = self.manifest.size(size)
         precision = precision or ("int8" if "int8" in entry.graphs else "fp32")
         if precision not in entry.graphs:
@@ -123,16 +123,16 @@ class Family:
                 "precision: this processor has no VNNI, and int8 products of 8 bits overflow on it; take fp32, or "
                 "export the family on such a machine"
             )
-        session = self._session(entry, precision, threads, prepacked)
+        session = self._session(entry, precision, threads, thrifty)
         return OpenSize(entry, precision, session, self._encoder, self.manifest.task)
 
     def open_all(self, precision: str | None = None, *, threads: int = 1) -> dict[str, "OpenSize"]:
         """Every size, in the memory of one."""
-        return {size.name: self.open(size.name, precision, threads=threads, prepacked=False) for size in self.sizes}
+        return {size.name: self.open(size.name, precision, threads=threads, thrifty=True) for size in self.sizes}
 
-    def _session(self, size: Size, precision: str, threads: int, prepacked: bool) -> Session:
+    def _session(self, size: Size, precision: str, threads: int, thrifty: bool = False) -> Session:
         graph = checked_file(self.folder, self.manifest, size.graphs[precision])
-        return Session(graph, threads, weights=self._weights_of(precision), prepacked=prepacked)
+        return Session(graph, threads, weights=self._weights_of(precision), thrifty=thrifty)
 
     def _weights_of(self, precision: str) -> dict[str, Array]:
         """The bytes of the file that the graphs of a precision read, mapped once."""

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions on the CPU."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from compressor.errors import CompressorError, one_line
 Array = np.ndarray[Any, Any]
 
 
+@cache
+def _share_working_memory() -> None:
+    """Have one arena for the intermediate results of all thrifty sessions; ONNX Runtime keeps it for the process."""
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(where, None)
+
+
 class Session:
     """An ONNX graph, ready to answer on the CPU; several threads may ask at once.
 
@@ -19,8 +29,8 @@ class Session:
         threads: within one operation; None leaves the choice to ONNX Runtime.
         weights: bytes of the files that the graph refers to, by name; they are read where they lie, so that sessions
             share them. None: ONNX Runtime reads the files itself.
-        prepacked: bring matrices into the order that the processor likes. Each session has a copy of its own then;
-            without, one that is given `weights` takes next to no memory of its own, and is slower.
+        thrifty: take next to no memory beside `weights`. Otherwise a session has a copy of its matrices in the order
+            that the processor likes, which is faster, and keeps memory of its own to work in.
 
     Attributes:
         inputs: names of what the graph reads.
@@ -35,13 +45,15 @@ class Session:
         threads: int | None = None,
         *,
         weights: Mapping[str, Array] | None = None,
-        prepacked: bool = True,
+        thrifty: bool = False,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        if not prepacked:
+        if thrifty:
+            _share_working_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
             options.add_session_config_entry("session.disable_prepacking", "1")
         if weights:
             options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")

@@ -110,7 +110,7 @@ def test_sizes_that_share_memory_answer_as_those_that_do_not(family: Family, fol
     assert list(together) == [size.name for size in family.sizes]
     for name, size in together.items():
         graph = folder / size.size.graphs[precision]
-        alone = Session(graph, 1, prepacked=False).run(inputs)
+        alone = Session(graph, 1, thrifty=True).run(inputs)
         np.testing.assert_array_equal(size._session.run(inputs), alone)
         packed = family.open(name, precision)._session.run(inputs)
         np.testing.assert_array_equal(Session(graph, 1).run(inputs), packed)
@@ -127,8 +127,8 @@ def test_many_threads_may_ask_at_once(family: Family) -> None:
 
 def test_a_size_outlives_its_family(folder: Path) -> None:
     """The mapped weights stay as long as a session reads them; without, this ends the process."""
-    for prepacked in (True, False):
-        size = Family.load(folder).open("w1.00-d1.00", "fp32", prepacked=prepacked)
+    for thrifty in (False, True):
+        size = Family.load(folder).open("w1.00-d1.00", "fp32", thrifty=thrifty)
         first = size.predict(TEXTS)
         gc.collect()
         assert size.predict(TEXTS) == first

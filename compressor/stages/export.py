@@ -144,6 +144,8 @@ class Export(Stage):
         if "int8" in graphs:
             rows = data.train.select(range(min(self.examples, len(data.train))))
             limits = (self.int8_agreement, self.int8_max_drop)
+            mixed = data.batches(rows.select(range(min(32, len(rows)))), 32)
+            rows = data.shortest_first(rows)
             batches, labels = data.batches(rows, 32), data.labels(rows)
-            parity |= check_int8(model, graphs["int8"], data.task, batches, labels, limits)
+            parity |= check_int8(model, graphs["int8"], data.task, batches, mixed, labels, limits)
         return parity
