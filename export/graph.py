@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from compressor.supernet.supernetwork import SuperNetwork
 
-OPSET = 18
+# The first with Gelu as an operator of its own.
+OPSET = 20
 # Operators of the template alone, which no runtime has.
 # Linear(x [..., K], weight [N, K], bias [N] or none) -> [..., N].
 LINEAR = "Linear"

@@ -9,11 +9,24 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compressor.export.graph import LINEAR, OPSET, Template
-from compressor.export.weights import SCALE, TRANSPOSED, ZERO
+from compressor.export.weights import ROW, SCALE, TRANSPOSED, ZERO
 
 MICROSOFT = "com.microsoft"
 # What treats every row alike, so that it does not matter how many dimensions stand before the last one.
-_ROW_BY_ROW = {"Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Sigmoid", "Relu", "LayerNormalization"}
+_ROW_BY_ROW = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Sqrt",
+    "Erf",
+    "Gelu",
+    "Tanh",
+    "Sigmoid",
+    "Relu",
+    "LayerNormalization",
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,8 @@ class _Lowering:
         inputs = [*self._quantised[rows], stored, scale, weight + ZERO]
         self._emit("QGemm", inputs, [product], domain=MICROSOFT, transB=1)
         if bias:
-            self._emit("Add", [product, *bias], [output])
+            # [N] would be fused with a Gelu behind it into an operator that is slower than both.
+            self._emit("Add", [product, bias[0] + ROW], [output])
 
     def _look_up(self, node: onnx.NodeProto) -> None:
         table, ids = node.input

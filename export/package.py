@@ -12,7 +12,7 @@ from compressor.export.graph import LINEAR, Template, trace
 from compressor.export.lowering import Storage, assemble, lower, parameters_of
 from compressor.export.manifest import WEIGHTS
 from compressor.export.quantise import quantise
-from compressor.export.weights import SCALE, TRANSPOSED, ZERO, Array, Stored, write_weights
+from compressor.export.weights import ROW, SCALE, TRANSPOSED, ZERO, Array, Stored, write_weights
 from compressor.supernet.subnetworks import Subnetwork
 from compressor.supernet.supernetwork import SuperNetwork
 
@@ -70,8 +70,10 @@ class Package:
         stored = self._stored[precision]
 
         def part(name: str) -> Stored:
-            parameter = name.removesuffix(TRANSPOSED).removesuffix(SCALE).removesuffix(ZERO)
+            parameter = name.removesuffix(TRANSPOSED).removesuffix(SCALE).removesuffix(ZERO).removesuffix(ROW)
             view = views[parameter]
+            if name.endswith(ROW):
+                return stored[parameter].leading(view.rows).row
             if name.endswith(TRANSPOSED):
                 return stored[name].leading(view.columns)
             if name.endswith(ZERO):

@@ -18,10 +18,12 @@ from safetensors.numpy import load_file, save_file
 from compressor.errors import CompressorError
 
 Array = np.ndarray[Any, Any]
-# Endings of the names of stored tensors: a matrix [K, N], the scales [N] of an int8 one, its zero points [N].
+# Endings of the names of tensors in graphs: a matrix [K, N], the scales [N] of an int8 one, its zero points [N], and a
+# vector as [1, N].
 TRANSPOSED = ".transposed"
 SCALE = ".scale"
 ZERO = ".zero"
+ROW = ".row"
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "I8": np.dtype(np.int8), "I64": np.dtype(np.int64)}
 
 
@@ -36,6 +38,11 @@ class Stored:
     def leading(self, rows: int | None) -> "Stored":
         """Its first rows, or all of it."""
         return self if rows is None else Stored((rows, *self.shape[1:]), self.type, self.offset)
+
+    @property
+    def row(self) -> "Stored":
+        """A vector as a matrix of one row."""
+        return Stored((1, *self.shape), self.type, self.offset)
 
     @property
     def bytes(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
@@ -36,7 +37,8 @@ def extract(supernet: SuperNetwork, size: Subnetwork) -> Any:
     }
     config = config_class(**fields)
     config._attn_implementation = supernet.model.config._attn_implementation
-    model = model_class(config)
+    with no_init_weights():  # All of them are replaced, and random numbers take longer than everything else here.
+        model = model_class(config)
     owned = {
         name: view.of(supernet.tensors[view.source]).detach().clone() for name, view in supernet.views(size).items()
     }
