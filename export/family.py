@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import CompressorError
+from compressor.export.adaptive import Adaptive, frontier
 from compressor.export.choice import Choice, Need, choose
 from compressor.export.encoding import Encoder, Text
 from compressor.export.latency import interleaved, ones
@@ -130,6 +131,26 @@ class Family:
         """Every size, in the memory of one."""
         return {size.name: self.open(size.name, precision, threads=threads, thrifty=True) for size in self.sizes}
 
+    def adaptive(
+        self,
+        latency_ms: float,
+        precision: str | None = None,
+        *,
+        sizes: Sequence[str] | None = None,
+        workers: int = 1,
+        thrifty: bool = False,
+    ) -> Adaptive:
+        """Answers in time under load: from the largest size that still meets the latency, and back up when load falls.
+
+        Args:
+            sizes: that may answer; None takes all that no other beats in both score and speed.
+            workers: texts that are answered at once, each by one thread.
+            thrifty: see `open`.
+        """
+        names = sizes or [size.name for size in self.sizes]
+        opened = {name: self.open(name, precision, thrifty=thrifty) for name in names}
+        return Adaptive(opened if sizes else frontier(opened), latency_ms, workers)
+
     def _session(self, size: Size, precision: str, threads: int, thrifty: bool = False) -> Session:
         graph = checked_file(self.folder, self.manifest, size.graphs[precision])
         return Session(graph, threads, weights=self._weights_of(precision), thrifty=thrifty)
@@ -151,11 +172,13 @@ class OpenSize:
     Attributes:
         size: what it is, scores and costs.
         precision: `fp32` or `int8`.
+        encoder: what cuts its texts.
     """
 
     def __init__(self, size: Size, precision: str, session: Session, encoder: Encoder, task: dict[str, Any]) -> None:
         self.size, self.precision = size, precision
-        self._session, self._encoder, self._task = session, encoder, task
+        self.encoder = encoder
+        self._session, self._task = session, task
 
     def predict(self, texts: Text | Sequence[Text], batch_size: int = 32) -> list[Prediction]:
         """What the size says of each text, in their order.
@@ -167,14 +190,18 @@ class OpenSize:
             CompressorError: a text is empty or none.
         """
         texts = [texts] if isinstance(texts, str | tuple) else list(texts)
-        encodings = self._encoder.encode(texts)
+        encodings = self.encoder.encode(texts)
         logits = np.zeros((len(texts), 0))
-        for places, inputs in self._encoder.batches(encodings, batch_size):
+        for places, inputs in self.encoder.batches(encodings, batch_size):
             found = self._session.run(inputs)
             if not logits.size:
                 logits = np.zeros((len(texts), found.shape[1]))
             logits[places] = found
         return [self._prediction(row, bool(e.overflowing)) for row, e in zip(logits, encodings, strict=True)]
+
+    def run_ones(self, length: int) -> None:
+        """Answer a text of so many tokens, whatever they are: for timing."""
+        self._session.run(ones(self._session.inputs, 1, length))
 
     def _prediction(self, logits: Array, truncated: bool) -> Prediction:
         labels = self._task["id2label"]

@@ -4,9 +4,12 @@ import gc
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ import compressor
 from compressor.cli import app
 from compressor.errors import CompressorError
 from compressor.export import Family
+from compressor.export.adaptive import Adaptive, frontier
 from compressor.export.choice import Need, choose
 from compressor.export.encoding import Encoder
 from compressor.export.manifest import Manifest, Size, read_manifest
@@ -304,3 +308,91 @@ def test_predict_tells_what_it_cannot_read(folder: Path, tmp_path: Path, data: b
     assert code == 2 and message in output
     code, output = command("predict", str(folder), "text", "--file", str(tmp_path / "texts"))
     assert code == 2 and "not both" in output
+
+
+class Slow:
+    """Stands for an open size: takes so long, and answers with its own name."""
+
+    def __init__(self, name: str, seconds: float, encoder: Encoder) -> None:
+        self.name, self.seconds, self.encoder = name, seconds, encoder
+
+    def run_ones(self, length: int) -> None:
+        time.sleep(self.seconds)
+
+    def predict(self, texts: list[str]) -> list[str]:
+        if texts == ["break"]:
+            raise ValueError("broken")
+        time.sleep(self.seconds)
+        return [self.name for _ in texts]
+
+
+@pytest.fixture
+def service(folder: Path) -> Iterator[Adaptive]:
+    """Three sizes, of 20, 4 and 1 milliseconds; 60 are allowed."""
+    encoder = Encoder(folder, 32)
+    sizes: Any = {name: Slow(name, s, encoder) for name, s in (("large", 0.02), ("middle", 0.004), ("small", 0.001))}
+    with Adaptive(sizes, latency_ms=60) as service:
+        yield service
+
+
+@pytest.mark.parametrize(
+    ("waited", "waiting", "pace", "chosen"),
+    [
+        (0.0, 0, 1.0, "large"),
+        (0.0, 1, 1.0, "large"),
+        (0.0, 2, 1.0, "middle"),  # 3 x 20 ms are more than 48, four fifths of what is allowed
+        (0.0, 12, 1.0, "small"),
+        (0.03, 0, 1.0, "middle"),
+        (0.0, 0, 3.0, "middle"),  # a machine that has become slower
+        (0.1, 0, 1.0, "small"),  # too late for all
+    ],
+)
+def test_the_largest_size_that_is_in_time_is_chosen(
+    service: Adaptive, waited: float, waiting: int, pace: float, chosen: str
+) -> None:
+    seconds = {"large": 0.02, "middle": 0.004, "small": 0.001}
+    service._curves = {name: SimpleNamespace(seconds=lambda _, s=s: s) for name, s in seconds.items()}  # type: ignore[misc]
+    service._pace = pace
+    assert service._choose(10, waited, waiting) == chosen
+
+
+def test_all_that_is_asked_at_once_is_answered(service: Adaptive) -> None:
+    answers = service.predict(["the plot is good"] * 40)
+    # Forty of the largest would take 800 ms: many texts are left to smaller ones.
+    assert len(answers) == 40 and any(answer.size != "large" for answer in answers)
+
+
+def test_what_is_asked_is_answered_whatever_happens(service: Adaptive) -> None:
+    broken, fine = service.submit("break"), service.submit("the plot is good")
+    with pytest.raises(ValueError, match="broken"):
+        broken.result()
+    assert str(fine.result().prediction) == fine.result().size and fine.result().milliseconds > 0
+    with pytest.raises(CompressorError, match="text 1 is empty"):
+        service.submit(" ")
+    last = service.submit("the plot is good")
+    service.close()
+    assert last.done()
+    with pytest.raises(CompressorError, match="closed"):
+        service.submit("the plot is good")
+
+
+def test_a_latency_that_no_size_meets_is_told(family: Family) -> None:
+    with pytest.raises(CompressorError, match=r"0\.001 are allowed, and the fastest size takes .* here for 32 tokens"):
+        family.adaptive(latency_ms=0.001)
+
+
+def test_an_adaptive_family_answers_as_its_sizes(family: Family) -> None:
+    with family.adaptive(latency_ms=1000, precision="fp32", sizes=["w1.00-d1.00"], workers=2) as service:
+        answers = service.predict(TEXTS)
+    size = family.open("w1.00-d1.00", "fp32")
+    assert [answer.prediction for answer in answers] == [size.predict(text)[0] for text in TEXTS]
+    assert {answer.size for answer in answers} == {"w1.00-d1.00"}
+
+
+def test_sizes_that_another_beats_do_not_answer() -> None:
+    entries = dict.fromkeys("a", (0.9, 100)) | {"b": (0.8, 90), "c": (0.85, 50), "d": (0.7, 60), "e": (0.6, 10)}
+    sizes: Any = {
+        name: SimpleNamespace(precision="int8", size=SimpleNamespace(metrics={"int8": metric}, macs=macs))
+        for name, (metric, macs) in entries.items()
+    }
+    assert list(frontier(sizes)) == ["a", "c", "e"]
