@@ -33,12 +33,22 @@ def bench(
     batch_size: BatchSize = 1,
     length: Length = None,
     rounds: Rounds = 30,
+    throughput: Annotated[bool, typer.Option("--throughput", help="Texts a second instead, of --file.")] = False,
+    file: Annotated[Path | None, typer.Option(help="Texts for --throughput, one a line; lengths matter.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of this machine, for money a million texts.")] = None,
     debug: Debug = False,
 ) -> None:
     """Time every size on this machine, in turn, round after round."""
     with errors(debug):
-        timed = _family(family).timed(threads=threads, batch_size=batch_size, length=length, rounds=rounds)
-        wide_console().print(_latency_table(timed))
+        opened = _family(family)
+        if throughput:
+            if file is None:
+                raise CompressorError("--file: throughput depends on the lengths of texts; give a file with one a line")
+            be_quiet()
+            wide_console().print(_throughput_table(opened, [_parts(line) for line in _lines(file)], price_per_hour))
+        else:
+            timed = opened.timed(threads=threads, batch_size=batch_size, length=length, rounds=rounds)
+            wide_console().print(_latency_table(timed))
 
 
 @app.command()
@@ -140,6 +150,21 @@ def _latency_table(family: "Family") -> Table:
             cells.append("" if metric is None else f"{100 * metric:.1f}")
             cells += [f"{size.latency_ms[kind]:.2f}", f"{size.latency_p95_ms[kind]:.2f}"]
         table.add_row(*cells)
+    return table
+
+
+def _throughput_table(family: "Family", texts: list[Any], price_per_hour: float | None) -> Table:
+    from compressor.export.throughput import ladder
+
+    table = Table(caption=f"{len(texts)} texts, tokenising included.", caption_justify="left")
+    table.add_column("arrangement")
+    for title in ("metric", "texts/s", "faster", *(() if price_per_hour is None else ("cost of a million",))):
+        table.add_column(title, justify="right")
+    rungs = ladder(family, texts, price_per_hour)
+    for rung in rungs:
+        cells = [rung.title, "" if rung.metric is None else f"{100 * rung.metric:.1f}", f"{rung.texts_per_second:,.0f}"]
+        cells.append(f"{rung.texts_per_second / rungs[0].texts_per_second:.1f}x")
+        table.add_row(*cells, *(() if rung.cost is None else (f"{rung.cost:.3f}",)))
     return table
 
 

@@ -71,7 +71,8 @@ class Adaptive:
         fastest = 1000 * min(curve.seconds(longest) for curve in self._curves.values())
         if fastest > latency_ms:
             raise CompressorError(
-                f"latency_ms: {latency_ms:g} are allowed, and the fastest size takes {fastest:.2f} here for {longest} tokens"
+                f"latency_ms: {latency_ms:g} are allowed, and the fastest size takes {fastest:.2f} here "
+                f"for {longest} tokens"
             )
         self._pace = 1.0
         self._queue: deque[_Request] = deque()

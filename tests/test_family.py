@@ -27,6 +27,7 @@ from compressor.export.choice import Need, choose
 from compressor.export.encoding import Encoder
 from compressor.export.manifest import Manifest, Size, read_manifest
 from compressor.export.session import Session
+from compressor.export.throughput import ladder
 from compressor.generator import statements
 
 Finished = tuple[Path, Path]
@@ -269,6 +270,30 @@ def test_bench_shows_every_size(folder: Path) -> None:
     code, output = command("bench", str(folder), "--rounds", "2", "--length", "8")
     assert code == 0 and "2 rounds, batch 1, 8 tokens" in " ".join(output.split())
     assert all(size.name in output for size in read_manifest(folder).sizes)
+
+
+def test_bench_shows_what_a_million_texts_cost(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    words = ["bench", str(folder), "--throughput", "--file", str(tmp_path / "texts"), "--price-per-hour", "0.68"]
+    code, output = command(*words)
+    lines = [line for line in output.splitlines() if "w1.00-d1.00" in line or "w0.50-d0.50" in line]
+    assert code == 0 and "PyTorch, padded to 32" in lines[0] and "1.0x" in lines[0] and len(lines) >= 6
+    code, output = command("bench", str(folder), "--throughput")
+    assert code == 2 and "--file: throughput depends on the lengths of texts" in output
+
+
+def test_a_ladder_counts_texts_and_money(family: Family) -> None:
+    rungs = ladder(family, TEXTS, price_per_hour=3.6)
+    assert rungs[0].metric == family.sizes[0].metrics["torch"] and rungs[-1].metric == family.sizes[-1].metrics["int8"]
+    for rung in rungs:
+        assert rung.cost == pytest.approx(1e3 / rung.texts_per_second)
+
+
+def test_several_workers_answer_as_one(family: Family) -> None:
+    size = family.open("w1.00-d1.00", "fp32")
+    assert size.predict(TEXTS, 4, workers=3) == size.predict(TEXTS, 4)
+    with pytest.raises(CompressorError, match="text 2 is empty"):
+        size.predict(["a", ""], workers=3)
 
 
 def test_pick_writes_what_it_chose(folder: Path, tmp_path: Path) -> None:
