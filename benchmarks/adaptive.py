@@ -20,7 +20,7 @@ import numpy as np
 from compressor.export import Family
 from compressor.export.adaptive import Adaptive, Answer
 
-PHASES = (0.5, 1.0, 2.0, 4.0, 0.5)
+PHASES = (0.5, 1.0, 2.0, 3.0, 0.5)
 
 
 def ask(service: Adaptive, texts: list[str], rate: float, seconds: float, seed: int) -> list[tuple[int, Answer]]:

@@ -8,7 +8,8 @@ Packs MODEL (with a head of random weights if it has none) as the family of twel
 - export: the time of 24 graphs, checked, against that of one plain export, quantised and checked;
 - disk: the package against its largest size alone;
 - memory: what opening the sizes and answering once adds to a process, each arrangement in a process of its own;
-- latency: medians of all forms, interleaved, at several batches and lengths; sizes of the family thrifty and not.
+- latency: medians of all forms, interleaved, at several batches and lengths; sizes of the family thrifty and not;
+- limit: how much of the speed of one large matrix product a whole size reaches.
 """
 
 import argparse
@@ -215,12 +216,71 @@ def latency(folder: Path, shapes: list[tuple[int, int]], threads: int, rounds: i
     return "\n".join(lines)
 
 
+def limit(model_name: str, folder: Path, length: int, rounds: int) -> str:
+    """How much of what the machine's matrix products reach the full size reaches, for one text on one thread."""
+    from compressor import models
+    from compressor.supernet.architectures import dimensions_of
+    from compressor.supernet.subnetworks import encoder_macs, whole
+
+    dimensions = dimensions_of(models.load_config(model_name))
+    size = whole(dimensions)
+    attention = 2 * length**2 * dimensions.hidden * dimensions.layers
+    matrices = encoder_macs(size, dimensions, length) - attention
+    rows, inner, columns = 512, 1024, 4096
+    calls: dict[str, Callable[[], object]] = {
+        f"peak {precision}": _large_product(precision, rows, inner, columns) for precision in PLAIN
+    }
+    for precision, file in PLAIN.items():
+        for name, session in (
+            (f"plain {precision}", Session(folder / file, 1)),
+            (f"{FULL} {precision}", Session(folder / f"{FULL}-{precision}.onnx", 1)),
+        ):
+            calls[name] = partial(session.run, ones(session.inputs, 1, length))
+    found = {name: latency.median / 1000 for name, latency in interleaved(calls, rounds).items()}
+    peak = {precision: 2 * rows * inner * columns / found[f"peak {precision}"] for precision in PLAIN}
+    lines = [
+        f"{precision}: {value / 1e9:.0f} G operations a second in one large product"
+        for precision, value in peak.items()
+    ]
+    for precision in PLAIN:
+        least = 2 * matrices / peak[precision] + 2 * attention / peak["fp32"]
+        parts = [f"{name} {100 * least / found[f'{name} {precision}']:.0f}%" for name in ("plain", FULL)]
+        lines.append(f"{precision} at 1x{length}: the limit is {1000 * least:.1f} ms, reached to: " + ", ".join(parts))
+    return "\n".join(lines)
+
+
+def _large_product(precision: str, rows: int, inner: int, columns: int) -> Callable[[], object]:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights, states = (random.integers(-100, 100, shape) for shape in ((inner, columns), (rows, inner)))
+    kinds = {
+        "fp32": ("MatMul", np.float32, np.float32, TensorProto.FLOAT, TensorProto.FLOAT),
+        "int8": ("MatMulInteger", np.uint8, np.int8, TensorProto.UINT8, TensorProto.INT32),
+    }
+    operator, left, right, given, made = kinds[precision]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", given, [rows, inner])],
+        [helper.make_tensor_value_info("y", made, [rows, columns])],
+        [numpy_helper.from_array(weights.astype(right), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {"x": states.astype(left)}
+    return lambda: session.run(None, inputs)
+
+
 def main() -> None:
     """Measure what is asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--what", nargs="+", default=["export", "disk", "memory", "latency"])
+    parser.add_argument("--what", nargs="+", default=["export", "disk", "memory", "latency", "limit"])
     parser.add_argument("--shapes", nargs="+", default=["1x16", "1x64", "1x128", "8x16", "8x64", "8x128"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
@@ -248,6 +308,8 @@ def main() -> None:
     if "latency" in options.what:
         shapes = [(int(batch), int(length)) for batch, _, length in (text.partition("x") for text in options.shapes)]
         print(latency(options.output, shapes, options.threads, options.rounds))
+    if "limit" in options.what:
+        print(limit(options.model, options.output, 128, options.rounds))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tokenizers import Encoding
 
 from compressor.errors import CompressorError
 from compressor.export.encoding import Text
@@ -38,8 +39,7 @@ class Answer:
 
 @dataclass
 class _Request:
-    text: Text
-    tokens: int
+    encoding: Encoding
     asked: float
     answer: "Future[Answer]"
 
@@ -89,7 +89,7 @@ class Adaptive:
             CompressorError: the text is empty, or the service was closed.
         """
         (encoding,) = self._encoder.encode([text])
-        request = _Request(text, len(encoding.ids), time.perf_counter(), Future())
+        request = _Request(encoding, time.perf_counter(), Future())
         with self._changed:
             if self._closed:
                 raise CompressorError("the service is closed")
@@ -134,10 +134,11 @@ class Adaptive:
 
     def _answer(self, request: _Request, waiting: int) -> Answer:
         begun = time.perf_counter()
-        name = self._choose(request.tokens, begun - request.asked, waiting)
-        (prediction,) = self._sizes[name].predict([request.text])
+        tokens = len(request.encoding.ids)
+        name = self._choose(tokens, begun - request.asked, waiting)
+        (prediction,) = self._sizes[name].answer([request.encoding])
         ended = time.perf_counter()
-        expected = self._curves[name].seconds(request.tokens)
+        expected = self._curves[name].seconds(tokens)
         self._pace += _FORGETTING * ((ended - begun) / expected - self._pace)
         return Answer(prediction, name, 1000 * (ended - request.asked))
 
@@ -169,18 +170,18 @@ def frontier(sizes: Mapping[str, "OpenSize"]) -> dict[str, "OpenSize"]:
 
 
 class _Curve:
-    """Seconds that a size takes for a text of so many tokens, between what was measured."""
+    """Seconds that a size takes for a text of so many tokens: measured for some, in between on straight lines."""
 
     _ROUNDS = 5
 
     def __init__(self, size: "OpenSize", longest: int) -> None:
         lengths = sorted({min(length, longest) for length in (1, 8, 16, 32, 64, 128, 256, 512)})
-        self._lengths = np.array(lengths, dtype=np.float64)
-        self._measured = np.array([self._median(size, length) for length in lengths])
+        measured = [self._median(size, length) for length in lengths]
+        self._seconds = np.interp(np.arange(longest + 1), lengths, measured).tolist()
 
     def seconds(self, tokens: int) -> float:
         """For one text."""
-        return float(np.interp(tokens, self._lengths, self._measured))
+        return float(self._seconds[tokens])
 
     def _median(self, size: "OpenSize", length: int) -> float:
         found = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding
 
 from compressor.errors import CompressorError
 from compressor.export.adaptive import Adaptive, frontier
@@ -194,15 +195,18 @@ class OpenSize:
             CompressorError: a text is empty or none.
         """
         texts = [texts] if isinstance(texts, str | tuple) else list(texts)
-        encodings = self.encoder.encode(texts)
-        predictions: list[Prediction | None] = [None] * len(texts)
+        return self.answer(self.encoder.encode(texts), batch_size, workers=workers)
 
-        def answer(batch: tuple[list[int], dict[str, Array]]) -> None:
+    def answer(self, encodings: Sequence[Encoding], batch_size: int = 32, *, workers: int = 1) -> list[Prediction]:
+        """What the size says of texts that `encoder` has cut already."""
+        predictions: list[Prediction | None] = [None] * len(encodings)
+
+        def run(batch: tuple[list[int], dict[str, Array]]) -> None:
             for place, logits in zip(batch[0], self._session.run(batch[1]), strict=True):
                 predictions[place] = self._prediction(logits, bool(encodings[place].overflowing))
 
         with ThreadPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
-            answered = (pool.map if pool else map)(answer, self.encoder.batches(encodings, batch_size))
+            answered = (pool.map if pool else map)(run, self.encoder.batches(encodings, batch_size))
             for _ in answered:
                 pass
         return [prediction for prediction in predictions if prediction]
