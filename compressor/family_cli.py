@@ -176,9 +176,9 @@ def _check_output(folder: Path | None) -> None:
 def _write(family: Path, name: str, output: Path) -> None:
     be_quiet()
     from compressor.export.standalone import write_standalone
-    from compressor.files import replace_folder, temporary_folder
+    from compressor.files import explained, replace_folder, temporary_folder
 
-    with temporary_folder(output) as folder:
+    with explained(f"size {name}", output.parent), temporary_folder(output) as folder:
         write_standalone(family, name, folder)
         replace_folder(folder, output)
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from tokenizers import Encoding
 
 from compressor.errors import CompressorError
 from compressor.export.encoding import Text
+from compressor.export.manifest import Size
 
 if TYPE_CHECKING:
     from compressor.export.family import OpenSize, Prediction
@@ -153,20 +154,20 @@ class Adaptive:
         return min(self._curves, key=lambda name: self._curves[name].seconds(tokens))
 
 
-def frontier(sizes: Mapping[str, "OpenSize"]) -> dict[str, "OpenSize"]:
-    """Those that no other beats in both score and speed, the best one first.
+def frontier(sizes: Iterable[Size], precision: str) -> list[str]:
+    """Names of those that no other beats in both score and speed, the best one first.
 
     Speed is what a size computes; where nothing was scored, so is the score.
     """
 
-    def score(size: "OpenSize") -> float:
-        return size.size.metrics.get(size.precision, size.size.macs)
+    def score(size: Size) -> float:
+        return size.metrics.get(precision, size.macs)
 
-    kept: dict[str, OpenSize] = {}
-    for name, size in sorted(sizes.items(), key=lambda item: (-score(item[1]), item[1].size.macs)):
-        if all(size.size.macs < other.size.macs for other in kept.values()):
-            kept[name] = size
-    return kept
+    kept: list[Size] = []
+    for size in sorted(sizes, key=lambda size: (-score(size), size.macs)):
+        if all(size.macs < other.macs for other in kept):
+            kept.append(size)
+    return [size.name for size in kept]
 
 
 class _Curve:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,9 @@ class Family:
         return cls(Path(folder), read_manifest(Path(folder)))
 
     @property
-    def sizes(self) -> tuple[Size, ...]:
-        """What each size is, scores and costs, the largest first."""
-        return self.manifest.sizes
+    def sizes(self) -> "Sizes":
+        """What each size is, scores and costs, the largest first; printed, a table."""
+        return Sizes(self.manifest.sizes)
 
     def pick(self, **needs: Any) -> Choice:
         """The best size that meets what is needed: see `Need` for the arguments.
@@ -77,7 +77,10 @@ class Family:
         Raises:
             CompressorError: no size does, or it was not measured what is asked for.
         """
-        return choose(self.manifest, Need(**needs))
+        need = Need(**needs)
+        if need.precision is None and not self._computes_int8():
+            need = replace(need, precision="fp32")
+        return choose(self.manifest, need)
 
     def timed(self, *, threads: int = 1, batch_size: int = 1, length: int | None = None, rounds: int = 30) -> "Family":
         """The same family with the latencies of this machine, all sizes in turn, round after round.
@@ -119,10 +122,10 @@ class Family:
         if isinstance(size, Choice):
             return self.open(size.size.name, precision or size.precision, threads=threads, thrifty=thrifty)
         entry = self.manifest.size(size)
-        precision = precision or ("int8" if "int8" in entry.graphs else "fp32")
+        precision = precision or self._default_precision()
         if precision not in entry.graphs:
             raise CompressorError(f"precision: the family has no {precision!r}; it has {', '.join(entry.graphs)}")
-        if precision == "int8" and int8_overflows() and not self.manifest.int8.get("reduced_range"):
+        if precision == "int8" and not self._computes_int8():
             raise CompressorError(
                 "precision: this processor has no VNNI, and int8 products of 8 bits overflow on it; take fp32, or "
                 "export the family on such a machine"
@@ -150,9 +153,16 @@ class Family:
             workers: texts that are answered at once, each by one thread.
             thrifty: see `open`.
         """
-        names = sizes or [size.name for size in self.sizes]
-        opened = {name: self.open(name, precision, thrifty=thrifty) for name in names}
-        return Adaptive(opened if sizes else frontier(opened), latency_ms, workers)
+        precision = precision or self._default_precision()
+        names = sizes or frontier(self.sizes, precision)
+        return Adaptive({name: self.open(name, precision, thrifty=thrifty) for name in names}, latency_ms, workers)
+
+    def _default_precision(self) -> str:
+        return "int8" if "int8" in self.sizes[0].graphs and self._computes_int8() else "fp32"
+
+    def _computes_int8(self) -> bool:
+        """Whether this processor computes the family's int8 products rightly."""
+        return not int8_overflows() or bool(self.manifest.int8.get("reduced_range"))
 
     def _session(self, size: Size, precision: str, threads: int, thrifty: bool = False) -> Session:
         graph = checked_file(self.folder, self.manifest, size.graphs[precision])
@@ -167,6 +177,23 @@ class Family:
             path = checked_file(self.folder, self.manifest, name)
             self._weights[name] = np.memmap(path, dtype=np.uint8, mode="r")
         return {name: self._weights[name]}
+
+
+class Sizes(tuple[Size, ...]):
+    """The sizes of a family, which print as a table."""
+
+    def __str__(self) -> str:
+        rows = [["size", *(f"{kind} {what}" for kind in self[0].graphs for what in ("score", "ms", "MiB"))]]
+        for size in self:
+            row = [size.name]
+            for kind in size.graphs:
+                metric, milliseconds = size.metrics.get(kind), size.latency_ms.get(kind)
+                row.append("" if metric is None else f"{100 * metric:.1f}")
+                row.append("" if milliseconds is None else f"{milliseconds:.2f}")
+                row.append(f"{size.bytes[kind] / 2**20:.1f}")
+            rows.append(row)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 class OpenSize:

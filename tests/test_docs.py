@@ -1,10 +1,15 @@
 """What README, docs and benchmarks tell people to run does run."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import typer
+
+from compressor.cli import app
 from compressor.recipe import bundled, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +34,21 @@ def test_every_command_names_a_recipe_and_overrides_that_exist() -> None:
         name, *words = command.split("#")[0].split()
         plain = [word for word in words if re.fullmatch(r"[a-z_.]+=[^'\"$]+", word)]
         load_recipe(name, plain)
+
+
+def test_every_command_on_a_family_has_options_that_exist() -> None:
+    commands = [
+        match[1].split("#")[0]
+        for page in PAGES
+        for match in re.finditer(
+            r"^(?:.*/|cat .* \| )?compressor ((?:bench|pick|predict) .*)", page.read_text(), re.MULTILINE
+        )
+    ]
+    assert len(commands) >= 8
+    known: Any = typer.main.get_command(app)
+    for command in commands:
+        name, *words = shlex.split(command)
+        known.commands[name].make_context(name, words)
 
 
 def test_the_benchmark_of_losses_runs_and_agrees_with_difference_vectors() -> None:

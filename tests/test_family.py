@@ -160,6 +160,8 @@ def test_a_processor_that_int8_overflows_on_is_told(family: Family, monkeypatch:
     if not family.manifest.int8["reduced_range"]:
         with pytest.raises(CompressorError, match="no VNNI"):
             family.open("w0.50-d0.50", "int8")
+        assert family.open("w0.50-d0.50").precision == "fp32"
+        assert family.pick(latency_ms=1000).precision == "fp32"
     seven_bits = Family(family.folder, replace(family.manifest, int8={"reduced_range": True}))
     seven_bits.open("w0.50-d0.50", "int8")
 
@@ -264,6 +266,16 @@ def test_without_scores_no_drop_can_be_promised() -> None:
 def command(*words: str, given: bytes | None = None) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(words), input=given)
     return result.exit_code, result.output
+
+
+def test_sizes_print_as_a_table(family: Family) -> None:
+    title, *rows = str(family.sizes).splitlines()
+    assert title.split() == [
+        "size",
+        *(word for kind in ("fp32", "int8") for what in ("score", "ms", "MiB") for word in (kind, what)),
+    ]
+    assert [row.split()[0] for row in rows] == [size.name for size in family.sizes]
+    assert float(rows[-1].split()[-2]) == round(family.sizes[-1].latency_ms["int8"], 2)
 
 
 def test_bench_shows_every_size(folder: Path) -> None:
@@ -416,8 +428,7 @@ def test_an_adaptive_family_answers_as_its_sizes(family: Family) -> None:
 
 def test_sizes_that_another_beats_do_not_answer() -> None:
     entries = dict.fromkeys("a", (0.9, 100)) | {"b": (0.8, 90), "c": (0.85, 50), "d": (0.7, 60), "e": (0.6, 10)}
-    sizes: Any = {
-        name: SimpleNamespace(precision="int8", size=SimpleNamespace(metrics={"int8": metric}, macs=macs))
-        for name, (metric, macs) in entries.items()
-    }
-    assert list(frontier(sizes)) == ["a", "c", "e"]
+    sizes: Any = [
+        SimpleNamespace(name=name, metrics={"int8": metric}, macs=macs) for name, (metric, macs) in entries.items()
+    ]
+    assert frontier(sizes, "int8") == ["a", "c", "e"]
