@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from compressor.context import Context
+from compressor.data import shortest_first
 from compressor.engine import run
 from compressor.files import read_json, write_json
 from compressor.processes import Processes
@@ -102,7 +103,7 @@ def scores(recipe: Recipe, output: Path, held_out: Path) -> dict[str, dict[str, 
         context.checkpoints = {
             stage.type: output / "stages" / f"{i:02d}-{stage.type}" for i, stage in enumerate(recipe.stages, 1)
         }
-        rows = context.data.shortest_first(context.data.validation)
+        rows = shortest_first(context.data.validation)
         batches, answers, task = context.data.batches(rows, 64), context.data.labels(rows), context.data.task
         teacher, family = context.teacher(), context.latest()
         found[name] = {"most frequent": task.baseline(answers)}

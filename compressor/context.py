@@ -52,10 +52,6 @@ class Data:
         train = self.train.remove_columns("labels") if self.labelled else self.train
         return datasets.concatenate_datasets([train, self.unlabelled])
 
-    def shortest_first(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """Rows by length: batches of them are padded little."""
-        return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
-
     def labels(self, rows: datasets.Dataset) -> Array | None:
         """Labels of rows as an array [N]; None where there are none."""
         return np.asarray(rows["labels"][:]) if "labels" in rows.column_names else None

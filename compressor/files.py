@@ -68,6 +68,14 @@ def replace_folder(new: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def make_readable(folder: Path) -> None:
+    """Let everybody read the files of a folder: safetensors writes for the owner alone, and what ships is served by
+    somebody else."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o644)
+
+
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:

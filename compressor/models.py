@@ -1,6 +1,6 @@
 """Models and tokenizers from a folder, from the hub or from nothing, and saving them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from transformers import (
     BertForSequenceClassification,
     BertTokenizerFast,
 )
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from compressor.errors import CompressorError, one_line
 from compressor.export.manifest import WEIGHTS, checked_file, read_manifest
 from compressor.export.weights import read_weights
+from compressor.files import make_readable
 from compressor.recipe import ScratchModel
 from compressor.supernet.architectures import architecture_of, dimensions_of
 from compressor.supernet.extraction import extract, is_sized
@@ -162,10 +164,8 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Model and tokenizer as `from_pretrained` reads them."""
     with quiet():
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    for file in folder.iterdir():
-        # safetensors writes for the owner alone; what ships is served by somebody else.
-        file.chmod(0o644)
+    save_tokenizer(tokenizer, folder)
+    make_readable(folder)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
@@ -173,10 +173,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> tuple[str, ...]:
     with quiet():
         files = [Path(file) for file in tokenizer.save_pretrained(folder)]
     # It names files that it might have written, too.
-    names = sorted({file.name for file in files if file.is_file()})
-    for name in names:
-        (folder / name).chmod(0o644)
-    return tuple(names)
+    return tuple(sorted({file.name for file in files if file.is_file()}))
 
 
 def longest_input(config: Any) -> int:
@@ -195,15 +192,33 @@ def load_size(family: str | Path, name: str) -> Any:
     Raises:
         CompressorError: there is no such size, or a file was changed.
     """
-    folder = Path(family)
+    return size_loader(Path(family))(name)
+
+
+def size_loader(folder: Path) -> Callable[[str], Any]:
+    """What loads sizes of a family by name, as `load_size` does one; shared weights are read once.
+
+    Raises:
+        CompressorError: a file was changed.
+    """
     manifest = read_manifest(folder)
-    size = manifest.size(name)
-    if manifest.layout == "standalone":
+
+    def load_alone(name: str) -> Any:
+        size = folder / manifest.size(name).name
         checked_file(folder, manifest, f"{name}/{WEIGHTS['fp32']}")
-        with reading(str(folder / name)), quiet():
-            return AutoModelForSequenceClassification.from_pretrained(str(folder / name))
+        with reading(str(size)), quiet():
+            return AutoModelForSequenceClassification.from_pretrained(str(size))
+
+    if manifest.layout == "standalone":
+        return load_alone
     weights = read_weights(checked_file(folder, manifest, WEIGHTS["fp32"]))
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**manifest.config))
-    with reading(str(folder)):
+    with reading(str(folder)), no_init_weights():
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**manifest.config))
         model.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()}, strict=True)
-    return extract(SuperNetwork(model), Subnetwork(size.kept_layers, size.heads, size.neurons))
+    supernet = SuperNetwork(model)
+
+    def cut(name: str) -> Any:
+        size = manifest.size(name)
+        return extract(supernet, Subnetwork(size.kept_layers, size.heads, size.neurons))
+
+    return cut

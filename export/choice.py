@@ -68,13 +68,13 @@ class _Candidate:
             yield f"has {self.bytes / 2**20:.1f} MiB ({need.bytes / 2**20:.1f} are allowed)"
 
     def describe(self) -> str:
-        parts = [f"{self.bytes / 2**20:.1f} MiB"]
-        if self.milliseconds is not None:
-            parts.insert(0, f"{self.milliseconds:.2f} ms")
+        parts = []
         if self.metric is not None and self.drop is not None:
             side = "below" if self.drop >= 0 else "above"
-            parts.insert(0, f"scores {100 * self.metric:.2f}, {100 * abs(self.drop):.2f} points {side} the teacher")
-        return ", ".join(parts)
+            parts.append(f"scores {100 * self.metric:.2f}, {100 * abs(self.drop):.2f} points {side} the teacher")
+        if self.milliseconds is not None:
+            parts.append(f"{self.milliseconds:.2f} ms")
+        return ", ".join([*parts, f"{self.bytes / 2**20:.1f} MiB"])
 
 
 def choose(family: Manifest, need: Need) -> Choice:

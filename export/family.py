@@ -1,6 +1,6 @@
 """A family where it serves: its sizes, a choice among them, and answers. Imports onnxruntime, tokenizers and numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -82,26 +82,41 @@ class Family:
             need = replace(need, precision="fp32")
         return choose(self.manifest, need)
 
-    def timed(self, *, threads: int = 1, batch_size: int = 1, length: int | None = None, rounds: int = 30) -> "Family":
+    def timed(
+        self,
+        *,
+        threads: int = 1,
+        batch_size: int = 1,
+        length: int | None = None,
+        rounds: int = 30,
+        teacher: Callable[[], object] | None = None,
+        after_round: Callable[[], None] = lambda: None,
+    ) -> "Family":
         """The same family with the latencies of this machine, all sizes in turn, round after round.
 
         Args:
             threads: of one call.
             length: tokens of a text; None takes as many as the family reads.
+            teacher: a call of the teacher in PyTorch, timed among them.
         """
         length = length or self.manifest.max_length
         if length > self.manifest.max_length:
             raise CompressorError(f"length: {length} is more than the {self.manifest.max_length} that the family reads")
-        calls = {}
+        calls: dict[tuple[str, str], Callable[[], object]] = {} if teacher is None else {("teacher", "torch"): teacher}
         for size in self.sizes:
             for precision in size.graphs:
                 session = self._session(size, precision, threads)
                 calls[size.name, precision] = partial(session.run, ones(session.inputs, batch_size, length))
         found: dict[str, dict[str, Latency]] = {}
-        for (name, precision), latency in interleaved(calls, rounds).items():
+        for (name, precision), latency in interleaved(calls, rounds, after_round).items():
             found.setdefault(name, {})[precision] = latency
-        conditions: dict[str, Any] = {"batch_size": batch_size, "length": length, "threads": threads, "rounds": rounds}
-        conditions["machine"] = describe_machine()
+        conditions = {
+            "batch_size": batch_size,
+            "length": length,
+            "threads": threads,
+            "rounds": rounds,
+            "machine": describe_machine(),
+        }
         return Family(self.folder, self.manifest.with_latencies(conditions, found))
 
     def open(

@@ -129,7 +129,7 @@ def _export(traced: _Traced, names: Sequence[str]) -> onnx.GraphProto:
     example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
     dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     traced.model.set_attn_implementation("eager")
-    with warnings.catch_warnings(), no_log_below(logging.ERROR, "torch.onnx", "torch.export", "onnxscript"):
+    with warnings.catch_warnings(), _no_log_below(logging.ERROR, "torch.onnx", "torch.export", "onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             traced.eval(),
@@ -207,16 +207,20 @@ def _linear(node: onnx.NodeProto, transposed: list[bool]) -> onnx.NodeProto | No
 
 
 def _reading(node: onnx.NodeProto, instead: Mapping[str, str]) -> onnx.NodeProto:
-    """A copy of a node, without the exporter's notes, that reads other tensors."""
-    inputs = [instead.get(name, name) for name in node.input]
-    changed = helper.make_node(node.op_type, inputs, node.output, domain=node.domain)
+    """A copy of a node that reads other tensors."""
+    return copied(node, [instead.get(name, name) for name in node.input], node.output)
+
+
+def copied(node: onnx.NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.NodeProto:
+    """The same operation between other tensors, without the exporter's notes."""
+    changed = helper.make_node(node.op_type, inputs, outputs, domain=node.domain)
     changed.attribute.extend(node.attribute)
     return changed
 
 
 @contextmanager
-def no_log_below(level: int, *names: str | None) -> Iterator[None]:
-    """Raise the level of some loggers while the block runs; None is the root logger."""
+def _no_log_below(level: int, *names: str) -> Iterator[None]:
+    """Raise the level of some loggers while the block runs."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from compressor.export.graph import LINEAR, OPSET, Template
+from compressor.export.graph import LINEAR, OPSET, Template, copied
 from compressor.export.weights import ROW, SCALE, TRANSPOSED, ZERO
 
 MICROSOFT = "com.microsoft"
@@ -91,14 +91,14 @@ class _Lowering:
             self._look_up(node)
         elif self._row_by_row(node):
             inputs = [self._flat.get(name, name) for name in node.input]
-            self._copy(node, inputs, [self._made_flat(node.output[0])])
+            self.nodes.append(copied(node, inputs, [self._made_flat(node.output[0])]))
         elif node.op_type == "Reshape":
             # Where a shape is asked for, it does not matter which one was there.
             source = self._flat.get(node.input[0], node.input[0])
             self._reshaped[node.output[0]] = source
-            self._copy(node, [source, node.input[1]], list(node.output))
+            self.nodes.append(copied(node, [source, node.input[1]], node.output))
         else:
-            self._copy(node, [self.whole(name) for name in node.input], list(node.output))
+            self.nodes.append(copied(node, [self.whole(name) for name in node.input], node.output))
 
     def whole(self, name: str) -> str:
         """A tensor [batch, sequence, width] that may exist as [batch x sequence, width] alone so far."""
@@ -160,12 +160,6 @@ class _Lowering:
         self._emit("Gather", [table + SCALE, ids], [f"{output}.scale"])
         self._emit("Unsqueeze", [f"{output}.scale", _REST], [f"{output}.scales"])
         self._emit("Mul", [f"{output}.unscaled", f"{output}.scales"], [output])
-
-    def _copy(self, node: onnx.NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(node)
-        copied.input[:], copied.output[:] = inputs, outputs
-        self.nodes.append(copied)
 
     def _emit(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
         self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))

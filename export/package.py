@@ -54,7 +54,6 @@ class Package:
         parts = self._parts(precision, size)
         model = assemble(self._template_of(precision, size), lambda name: _reference(name, parts(name), precision))
         onnx.save(model, path)
-        path.chmod(0o644)
         external = sum(parts(tensor.name).bytes for tensor in model.graph.initializer if tensor.external_data)
         return path.stat().st_size + external
 

@@ -1,13 +1,24 @@
 """One size of a family as a folder that stands alone."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from compressor import models
-from compressor.export.manifest import WEIGHTS, Size, checked_file, describe_files, read_manifest, write_manifest
+from compressor.export.manifest import (
+    WEIGHTS,
+    Manifest,
+    Size,
+    checked_file,
+    describe_files,
+    read_manifest,
+    write_manifest,
+)
+from compressor.files import make_readable
 
 # The file names of the optimum library.
 _GRAPHS = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
@@ -25,19 +36,8 @@ def write_standalone(family: Path, name: str, folder: Path) -> None:
         CompressorError: there is no such size, or a file of the family was changed.
     """
     manifest = read_manifest(family)
-    size = manifest.size(name)
-    with models.quiet():
-        models.load_size(family, name).save_pretrained(folder)
-    for precision, graph in size.graphs.items():
-        if manifest.layout == "shared":
-            checked_file(family, manifest, WEIGHTS[precision])
-        # Read with the weights that it refers to, written with these inside.
-        onnx.save(onnx.load(checked_file(family, manifest, graph)), folder / _GRAPHS[precision])
-    for file in manifest.tokenizer:
-        shutil.copyfile(checked_file(family, manifest, file), folder / Path(file).name)
-    for path in folder.iterdir():
-        # safetensors writes for the owner alone; what ships is served by somebody else.
-        path.chmod(0o644)
+    _check_weights(family, manifest)
+    _write(family, manifest, name, models.size_loader(family), folder)
 
 
 def write_all_standalone(family: Path, folder: Path) -> None:
@@ -47,15 +47,34 @@ def write_all_standalone(family: Path, folder: Path) -> None:
         folder: exists.
     """
     manifest = read_manifest(family)
-    sizes = []
+    _check_weights(family, manifest)
+    load, sizes = models.size_loader(family), []
     for size in manifest.sizes:
         (folder / size.name).mkdir()
-        write_standalone(family, size.name, folder / size.name)
+        _write(family, manifest, size.name, load, folder / size.name)
         sizes.append(_alone(size, folder))
     for file in manifest.tokenizer:
         shutil.copyfile(family / file, folder / file)
     alone = replace(manifest, layout="standalone", sizes=tuple(sizes), files=describe_files(folder))
     write_manifest(alone, folder)
+
+
+def _check_weights(family: Path, manifest: Manifest) -> None:
+    """Raise CompressorError if weights that graphs refer to were changed."""
+    if manifest.layout == "shared":
+        for precision in manifest.sizes[0].graphs:
+            checked_file(family, manifest, WEIGHTS[precision])
+
+
+def _write(family: Path, manifest: Manifest, name: str, load: Callable[[str], Any], folder: Path) -> None:
+    with models.quiet():
+        load(name).save_pretrained(folder)
+    for precision, graph in manifest.size(name).graphs.items():
+        # Read with the weights that it refers to, written with these inside.
+        onnx.save(onnx.load(checked_file(family, manifest, graph)), folder / _GRAPHS[precision])
+    for file in manifest.tokenizer:
+        shutil.copyfile(checked_file(family, manifest, file), folder / file)
+    make_readable(folder)
 
 
 def _alone(size: Size, folder: Path) -> Size:

@@ -1,6 +1,5 @@
 """Texts a second of a family's sizes, and what a million costs, against PyTorch as it comes. Imports torch late."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from compressor.export.encoding import Text
 from compressor.export.family import Family
+from compressor.machine import cores
 
 _BATCH_SIZE = 32
 _ROUNDS = 3
@@ -60,7 +60,7 @@ _Call = tuple[Callable[[Sequence[Text]], object], float | None]
 
 
 def _arrangements(family: Family, texts: Sequence[Text]) -> dict[str, _Call]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = cores()
     sizes = {"largest": family.sizes[0], "smallest": family.sizes[-1]}
     length = family.manifest.max_length
     found: dict[str, _Call] = {}
@@ -74,11 +74,11 @@ def _arrangements(family: Family, texts: Sequence[Text]) -> dict[str, _Call]:
         for precision in size.graphs:
             title = f"{size.name} {precision}"
             metric = size.metrics.get(precision)
-            together = family.open(size.name, precision, threads=cores)
-            found[f"{title}, one session of {cores} threads"] = together.predict, metric
-            if cores > 1:
+            together = family.open(size.name, precision, threads=count)
+            found[f"{title}, one session of {count} threads"] = together.predict, metric
+            if count > 1:
                 apart = family.open(size.name, precision, threads=1)
-                found[f"{title}, {cores} at once of one thread"] = _at_once(apart, cores), metric
+                found[f"{title}, {count} at once of one thread"] = _at_once(apart, count), metric
     return found
 
 

@@ -53,8 +53,6 @@ class Stored:
 def write_weights(tensors: Mapping[str, Array], path: Path) -> dict[str, Stored]:
     """Write a weights file and say where each tensor lies in it."""
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
-    # safetensors writes for the owner alone; what ships is served by somebody else.
-    path.chmod(0o644)
     return read_index(path)
 
 

@@ -26,46 +26,30 @@ class Benchmark(Stage):
     delivers: ClassVar[tuple[str, ...]] = ("family/family.json",)
 
     def run(self, context: "Context") -> str:
-        from functools import partial
-
         from compressor.errors import CompressorError
-        from compressor.export.latency import interleaved, ones
-        from compressor.export.manifest import Latency, read_manifest, write_manifest
-        from compressor.export.session import Session
+        from compressor.export.family import Family
+        from compressor.export.latency import ones
+        from compressor.export.manifest import write_manifest
         from compressor.files import write_json
-        from compressor.machine import describe_machine
 
-        folder = context.family_folder
-        family = read_manifest(folder)
-        length = self.length or family.max_length
-        if length > family.max_length:
-            raise CompressorError(
-                f"stages (benchmark): length {length} is more than data.max_length {family.max_length}"
-            )
-        names = context.data.tokenizer.model_input_names
-        inputs = ones(names, self.batch_size, length)
-        calls: dict[tuple[str, str], Any] = {
-            ("teacher", "torch"): _torch_call(context.teacher().model, inputs, self.threads)
-        }
-        for size in family.sizes:
-            for kind, graph in size.graphs.items():
-                calls[size.name, kind] = partial(Session(folder / graph, self.threads).run, inputs)
+        family = Family.load(context.family_folder)
+        longest = family.manifest.max_length
+        length = self.length or longest
+        if length > longest:
+            raise CompressorError(f"stages (benchmark): length {length} is more than data.max_length {longest}")
+        inputs = ones(context.data.tokenizer.model_input_names, self.batch_size, length)
         with context.progress.task(self.type, self.rounds) as shown:
-            measured = interleaved(calls, self.rounds, shown.advance)
-        latencies: dict[str, dict[str, Latency]] = {}
-        for (name, kind), latency in measured.items():
-            latencies.setdefault(name, {})[kind] = latency
-        conditions = {
-            "batch_size": self.batch_size,
-            "length": length,
-            "threads": self.threads,
-            "rounds": self.rounds,
-            "machine": describe_machine(),
-        }
-        family = family.with_latencies(conditions, latencies)
-        milliseconds = {size.name: size.latency_ms for size in family.sizes} | {"teacher": family.teacher["latency_ms"]}
-        write_json(context.folder / "latency.json", {**conditions, "milliseconds": milliseconds})
-        write_manifest(family, folder)
+            timed = family.timed(
+                threads=self.threads,
+                batch_size=self.batch_size,
+                length=length,
+                rounds=self.rounds,
+                teacher=_torch_call(context.teacher().model, inputs, self.threads),
+                after_round=shown.advance,
+            ).manifest
+        milliseconds = {size.name: size.latency_ms for size in timed.sizes} | {"teacher": timed.teacher["latency_ms"]}
+        write_json(context.folder / "latency.json", {**timed.benchmark, "milliseconds": milliseconds})
+        write_manifest(timed, family.folder)
         return f"batch {self.batch_size}, {length} tokens, {self.threads} thread(s), median of {self.rounds}"
 
 

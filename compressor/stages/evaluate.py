@@ -25,14 +25,15 @@ class Evaluate(Stage):
 
     def run(self, context: "Context") -> str:
         from compressor import models
+        from compressor.data import shortest_first
         from compressor.export.manifest import read_manifest, write_manifest
         from compressor.files import write_json
         from compressor.stages.answers import graph_answers
         from compressor.training import predict, whole_model
 
         data, folder = context.data, context.family_folder
-        family = read_manifest(folder)
-        rows = data.shortest_first(data.validation)
+        family, load = read_manifest(folder), models.size_loader(folder)
+        rows = shortest_first(data.validation)
         batches = data.batches(rows, self.batch_size)
         taught = predict(whole_model(context.teacher().model), batches)
         labels = data.labels(rows)
@@ -40,8 +41,7 @@ class Evaluate(Stage):
         scores: dict[str, dict[str, float]] = {"teacher": {"torch": data.task.score(taught, answers)}}
         with context.progress.task(self.type, len(family.sizes)) as shown:
             for size in family.sizes:
-                model = models.load_size(folder, size.name)
-                found = {"torch": predict(whole_model(model), batches)}
+                found = {"torch": predict(whole_model(load(size.name)), batches)}
                 found |= {kind: graph_answers(folder / graph, batches) for kind, graph in size.graphs.items()}
                 scores[size.name] = {kind: data.task.score(logits, answers) for kind, logits in found.items()}
                 shown.note(f"{size.name} {scores[size.name]['torch']:.3f}")

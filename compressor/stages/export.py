@@ -64,14 +64,16 @@ class Export(Stage):
         from compressor import models
         from compressor.export.manifest import Manifest, describe_files
         from compressor.export.package import Package
+        from compressor.files import make_readable
         from compressor.machine import int8_overflows
         from compressor.supernet.subnetworks import encoder_macs
 
         supernet, tokenizer = context.latest(), context.data.tokenizer
         supernet.train(False)
         sizes = context.sizes(supernet.dimensions)
+        reduced = int8_overflows()
         tokenizer_files = models.save_tokenizer(tokenizer, folder)
-        package = Package(supernet, tokenizer.model_input_names, folder, reduced=int8_overflows())
+        package = Package(supernet, tokenizer.model_input_names, folder, reduced=reduced)
         for precision in ("fp32", "int8"):
             # PyTorch reads the fp32 weights, whatever graphs there are.
             if precision == "fp32" or precision in self.precision:
@@ -82,6 +84,7 @@ class Export(Stage):
                 shown.note(name)
                 entries.append(self._size(context, supernet, package, name, size, folder))
                 shown.advance()
+        make_readable(folder)
         teacher = context.teacher()
         return Manifest(
             architecture=supernet.architecture.model_type,
@@ -92,7 +95,7 @@ class Export(Stage):
             sizes=tuple(entries),
             tokenizer=tokenizer_files,
             files=describe_files(folder),
-            int8={"reduced_range": int8_overflows()} if "int8" in self.precision else {},
+            int8={"reduced_range": reduced} if "int8" in self.precision else {},
             teacher={
                 "parameters": teacher.parameters(teacher.whole),
                 "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),
@@ -134,6 +137,7 @@ class Export(Stage):
 
     def _check(self, context: "Context", model: Any, graphs: dict[str, Path]) -> dict[str, float]:
         """Hold the graphs of a size against its PyTorch form."""
+        from compressor.data import shortest_first
         from compressor.export.parity import check_fp32, check_int8
 
         parity: dict[str, float] = {}
@@ -145,7 +149,7 @@ class Export(Stage):
             rows = data.train.select(range(min(self.examples, len(data.train))))
             limits = (self.int8_agreement, self.int8_max_drop)
             mixed = data.batches(rows.select(range(min(32, len(rows)))), 32)
-            rows = data.shortest_first(rows)
+            rows = shortest_first(rows)
             batches, labels = data.batches(rows, 32), data.labels(rows)
             parity |= check_int8(model, graphs["int8"], data.task, batches, mixed, labels, limits)
         return parity
