@@ -9,7 +9,8 @@ Packs MODEL (with a head of random weights if it has none) as the family of twel
 - disk: the package against its largest size alone;
 - memory: what opening the sizes and answering once adds to a process, each arrangement in a process of its own;
 - latency: medians of all forms, interleaved, at several batches and lengths; sizes of the family thrifty and not;
-- limit: how much of the speed of one large matrix product a whole size reaches.
+- limit: how much of the speed of one large matrix product a whole size reaches;
+- profile: where the time of the full size goes.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -109,17 +111,17 @@ def _checks(tokenizer: Any) -> Callable[[Any, Path, Path], None]:
     import datasets
     import torch
 
-    from compressor.context import Batches
+    from compressor.data import shortest_first
     from compressor.export.parity import check_fp32, check_int8
     from compressor.generator import statements
     from compressor.tasks import Classification
+    from compressor.training import Batches
 
     task = Classification(("0", "1"))
     # As long as SST-2's training texts, 13 tokens.
     texts = [row["sentence"] for row in statements(256, seed=1)]
     rows = datasets.Dataset.from_dict(dict(tokenizer(texts, truncation=True, max_length=128)))
-    ordered = rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
-    batches = Batches(ordered, task, tokenizer, 32, None, 1)
+    batches = Batches(shortest_first(rows), task, tokenizer, 32, None, 1)
     mixed = Batches(rows.select(range(32)), task, tokenizer, 32, None, 1)
 
     def check(model: Any, fp32: Path, int8: Path) -> None:
@@ -275,12 +277,48 @@ def _large_product(precision: str, rows: int, inner: int, columns: int) -> Calla
     return lambda: session.run(None, inputs)
 
 
+def profile(folder: Path, length: int, rounds: int) -> str:
+    """Milliseconds of the full size by operator, one text on one thread; the profiler itself takes some of them."""
+    import onnxruntime
+
+    lines = []
+    for precision in PLAIN:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        graph = str(folder / f"{FULL}-{precision}.onnx")
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        inputs = ones([node.name for node in session.get_inputs()], 1, length)
+        for _ in range(rounds):
+            session.run(None, inputs)
+        events = json.loads(Path(session.end_profiling()).read_text())
+        spent: Counter[str] = Counter()
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+                spent[event["args"]["op_name"]] += event["dur"]
+        parts = [f"{name} {value / 1000 / rounds:.2f}" for name, value in spent.most_common(12)]
+        lines.append(f"{precision} {spent.total() / 1000 / rounds:.1f} ms: " + ", ".join(parts))
+    return "\n".join(lines)
+
+
+def export_times(model_folder: str, output: Path) -> str:
+    """The files that everything else measures, written anew, and what each way takes."""
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    seconds = export_all(model_folder, output)
+    plain, family = (sum(value for name, value in seconds.items() if name.startswith(k)) for k in ("plain", "family"))
+    lines = [f"{name}: {value:.1f} s" for name, value in seconds.items()]
+    lines.append(f"24 graphs against one plain export, quantised, both checked: {family / plain:.2f} times the time")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure what is asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--what", nargs="+", default=["export", "disk", "memory", "latency", "limit"])
+    parser.add_argument("--what", nargs="+", choices=["export", "disk", "memory", "latency", "limit", "profile"])
     parser.add_argument("--shapes", nargs="+", default=["1x16", "1x64", "1x128", "8x16", "8x64", "8x128"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)
@@ -291,25 +329,18 @@ def main() -> None:
         print(json.dumps(measure_memory(arrangement, precision, Path(folder))))
         return
     logging.disable(logging.WARNING)
-    if "export" in options.what:
-        shutil.rmtree(options.output, ignore_errors=True)
-        options.output.mkdir(parents=True)
-        seconds = export_all(options.model, options.output)
-        for name, value in seconds.items():
-            print(f"{name}: {value:.1f} s")
-        plain, family = (
-            sum(value for name, value in seconds.items() if name.startswith(k)) for k in ("plain", "family")
-        )
-        print(f"24 graphs against one plain export, quantised, both checked: {family / plain:.2f} times the time")
-    if "disk" in options.what:
-        print(disk(options.output))
-    if "memory" in options.what:
-        print(memory(options.output))
-    if "latency" in options.what:
-        shapes = [(int(batch), int(length)) for batch, _, length in (text.partition("x") for text in options.shapes)]
-        print(latency(options.output, shapes, options.threads, options.rounds))
-    if "limit" in options.what:
-        print(limit(options.model, options.output, 128, options.rounds))
+    output = options.output
+    shapes = [(int(batch), int(length)) for batch, _, length in (text.partition("x") for text in options.shapes)]
+    sections: dict[str, Callable[[], str]] = {
+        "export": lambda: export_times(options.model, output),
+        "disk": lambda: disk(output),
+        "memory": lambda: memory(output),
+        "latency": lambda: latency(output, shapes, options.threads, options.rounds),
+        "limit": lambda: limit(options.model, output, 128, options.rounds),
+        "profile": lambda: profile(output, 128, options.rounds),
+    }
+    for name in options.what or sections:
+        print(sections[name]())
 
 
 if __name__ == "__main__":
