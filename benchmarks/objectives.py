@@ -4,8 +4,10 @@
 
 For each seed a part of the training rows is drawn with labels for the teacher, more of them without labels for the
 distillation, and others are held out: weights may be chosen by these, the dev rows are for the report alone. All
-objectives of a seed share teacher and reordering, and differ in nothing but the objective of `width` and `depth`. What
-is done already is not run again. Prints the metric of the teacher, the mean of the sizes and the smallest size.
+objectives of a seed share teacher and reordering, and differ in nothing but the objective of `width` and `depth`. With
+`--student '{layers: 3, hidden: 192, heads: 6, intermediate: 768}'` they train one student of that shape instead (stage
+`distill`). What is done already is not run again. Prints the metric of the teacher, the mean of the sizes and the
+smallest size.
 """
 
 import argparse
@@ -73,12 +75,16 @@ def recipe_of(task: Glue, options: argparse.Namespace, seed: int, objective: dic
     """Teacher and reordering, and with an objective the distillation too."""
     folder = options.output / f"data-{seed}"
     rate = {"batch_size": task.batch_size, "learning_rate": options.rate}
-    stages: list[dict[str, Any]] = [{"type": "finetune", **rate, "epochs": options.teacher_epochs}, {"type": "reorder"}]
-    if objective:
-        stages += [
-            {"type": kind, **rate, "epochs": options.epochs, "objective": objective} for kind in ("width", "depth")
-        ]
-        stages[-1]["subnetworks"] = options.subnetworks
+    teacher_rate = {**rate, "learning_rate": options.teacher_rate or options.rate}
+    stages: list[dict[str, Any]] = [{"type": "finetune", **teacher_rate, "epochs": options.teacher_epochs}]
+    training = {**rate, "epochs": options.epochs, "objective": objective}
+    if options.student:
+        distill = {"type": "distill", **training, "student": options.student, "init_layers": options.init_layers}
+        stages += [distill] if objective else []
+    else:
+        stages.append({"type": "reorder"})
+        depth = {"type": "depth", **training, "subnetworks": options.subnetworks}
+        stages += [{"type": "width", **training}, depth] if objective else []
     columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
     files = {name: str(folder / f"{file}.tsv") for name, file in (("train", "labelled"), ("unlabelled", "texts"))}
     validation = str(options.glue / options.task / "dev.tsv")
@@ -88,6 +94,7 @@ def recipe_of(task: Glue, options: argparse.Namespace, seed: int, objective: dic
             "model": options.model,
             "task": {"type": "text-classification", "metric": task.metric},
             "data": {**files, "validation": validation, **columns, "max_length": options.max_length},
+            **({"family": {"widths": [1.0], "depths": [1.0]}} if options.student else {}),
             "stages": stages,
         },
         "objectives",
@@ -142,13 +149,17 @@ def _line(file: Path) -> str:
 
 
 def _mean(found: dict[str, float]) -> float:
-    return 100 * statistics.mean(value for size, value in found.items() if size.startswith("w"))
+    return 100 * statistics.mean(_sizes(found).values())
+
+
+def _sizes(found: dict[str, float]) -> dict[str, float]:
+    return {size: value for size, value in found.items() if size.startswith("w")}
 
 
 def table(output: Path, names: list[str], seeds: list[int]) -> str:
     """One row an objective: means over the seeds that are done, for dev and held-out rows."""
     lines = [
-        "| objective | seeds | held out: mean of 12 | smallest | dev: mean of 12 | smallest |",
+        "| objective | seeds | held out: mean of sizes | smallest | dev: mean of sizes | smallest |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name in names:
@@ -158,7 +169,7 @@ def table(output: Path, names: list[str], seeds: list[int]) -> str:
             cells = []
             for part in ("held out", "dev"):
                 means = [_mean(scores[part]) for scores in found]
-                smallest = [100 * scores[part]["w0.25-d0.50"] for scores in found]
+                smallest = [100 * scores[part][min(_sizes(scores[part]))] for scores in found]
                 cells += [
                     f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else ""),
                     f"{statistics.mean(smallest):.2f}",
@@ -183,7 +194,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--teacher-rate", type=float, help="the teacher's learning rate, if not --rate")
     parser.add_argument("--subnetworks", choices=["all", "sandwich"], default="all")
+    parser.add_argument("--student", type=yaml.safe_load, help="the shape of one student, instead of a family")
+    parser.add_argument("--init-layers", type=yaml.safe_load, default="none")
     options = parser.parse_args()
     task = TASKS[options.task]
     changes = {name: value for name in ("labelled", "texts", "held_out") if (value := getattr(options, name))}

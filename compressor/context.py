@@ -120,6 +120,19 @@ class Context:
     @cached_property
     def data(self) -> Data:
         """Data and tokenizer, read once a run."""
+        return self._data(None)
+
+    @cached_property
+    def shipped_data(self) -> Data:
+        """The data as the family's own tokenizer cuts it: another than in training if the vocabulary was pruned."""
+        pruned = self.checkpoints.get("prune_vocabulary")
+        return self.cut_by(models.load_tokenizer(pruned)) if pruned else self.data
+
+    def cut_by(self, tokenizer: Any) -> Data:
+        """The data, row by row, as another tokenizer cuts it."""
+        return self._data(tokenizer)
+
+    def _data(self, tokenizer: Any | None) -> Data:
         recipe = self.recipe
         longest = min(models.longest_input(self.source_config), models.longest_input(self.config))
         if recipe.data.max_length > longest:
@@ -129,7 +142,7 @@ class Context:
         train = read(recipe.data, "train", recipe.seed)
         validation = read(recipe.data, "validation", recipe.seed)
         task = task_of(recipe.task, train, models.trained_labels(self.source_config))
-        tokenizer = self._tokenizer(train)
+        tokenizer = tokenizer or self._tokenizer(train)
         tables = (tokenise(t, encode_labels(task, t), tokenizer, recipe.data.max_length) for t in (train, validation))
         rows, validation_rows = tables
         unlabelled = self._unlabelled(tokenizer, behind=max(train.column("row")))

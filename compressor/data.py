@@ -12,6 +12,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from compressor.errors import CompressorError, nearest, one_line
 from compressor.files import fitting
@@ -309,6 +310,11 @@ def tokenise(
     return datasets.Dataset.from_dict(encoded)
 
 
+def by_length(rows: datasets.Dataset) -> NDArray[np.int64]:
+    """Places of tokenised rows, the shortest first."""
+    return np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+
+
 def shortest_first(rows: datasets.Dataset) -> datasets.Dataset:
     """Tokenised rows by length: batches of them are padded little."""
-    return rows.select(np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable"))
+    return rows.select(by_length(rows))

@@ -11,6 +11,7 @@ from compressor.recipe import FileData, Recipe, ScratchModel
 from compressor.settings import FileCorpus
 from compressor.stages import Stage
 from compressor.stages.distill import Distill
+from compressor.stages.prune_vocabulary import PruneVocabulary
 
 # To be raised when a stage's artifact changes its form or meaning: everything is then made anew.
 ARTIFACTS = 1
@@ -45,8 +46,10 @@ def _read_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         parts["objective"] = recipe.objective_of(stage).model_dump(mode="json")
     if "unlabelled" in stage.reads and isinstance(recipe.data, FileData) and recipe.data.unlabelled:
         parts["unlabelled"] = _file(Path(recipe.data.unlabelled))
-    if isinstance(stage, Distill):
-        parts |= _student(stage)
+    if isinstance(stage, Distill) and isinstance(stage.student, str):
+        parts["student"] = _model(stage.student)
+    if isinstance(stage, Distill | PruneVocabulary) and isinstance(stage.corpus, FileCorpus):
+        parts["corpus"] = _corpus(stage.corpus)
     if "validation" in stage.reads:
         data = recipe.data
         parts["validation"] = (
@@ -55,15 +58,10 @@ def _read_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     return parts
 
 
-def _student(stage: Distill) -> dict[str, Any]:
-    """What a distillation reads beside the recipe; a corpus is known by its files' sizes and times."""
-    parts: dict[str, Any] = {}
-    if isinstance(stage.student, str):
-        parts["student"] = _model(stage.student)
-    if isinstance(stage.corpus, FileCorpus):
-        files = [file for pattern in stage.corpus.patterns for file in fitting(pattern)]
-        parts["corpus"] = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return parts
+def _corpus(corpus: FileCorpus) -> list[tuple[str, int, int]]:
+    """A corpus is known by its files' sizes and times."""
+    files = [file for pattern in corpus.patterns for file in fitting(pattern)]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _model(source: str) -> Any:

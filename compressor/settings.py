@@ -1,8 +1,8 @@
 """The pieces of a recipe that more than one stage uses, and the base class of all of them."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -133,6 +133,16 @@ class HubCorpus(HubSource):
 
     split: str = "train"
     text: str = "text"
+
+
+def _kind_of_corpus(value: Any) -> str:
+    return "corpus of the hub" if "hub" in (value if isinstance(value, dict) else vars(value)) else "corpus files"
+
+
+Corpus = Annotated[
+    Annotated[FileCorpus, Tag("corpus files")] | Annotated[HubCorpus, Tag("corpus of the hub")],
+    Discriminator(_kind_of_corpus),
+]
 
 
 class MonitorSettings(Settings):

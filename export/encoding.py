@@ -47,6 +47,10 @@ class Encoder:
             parts = text if isinstance(text, tuple) else (text,)
             if not all(isinstance(part, str) for part in parts):
                 raise CompressorError(f"text {number}: {text!r} is no text")
+            if len(parts) > 2:
+                raise CompressorError(
+                    f"text {number}: {len(parts)} texts in a tuple; a pair has two, give others as a list"
+                )
             if not all(part.strip() for part in parts):
                 raise CompressorError(f"text {number} is empty")
         return self._tokenizer.encode_batch(list(texts))

@@ -68,6 +68,7 @@ class Manifest:
         tokenizer: its files.
         files: bytes and sha256 of everything that was exported, by path relative to the family's folder.
         int8: whether it has 7 bits (`reduced_range`), since the machine that exported it has no VNNI.
+        vocabulary: tokens `before` and `after` it was pruned, and what that did to the validation texts; empty if not.
         evaluation: metric, rows, what was scored against and the score of the best constant answer.
         benchmark: batch size, length, threads and machine of the latencies.
         teacher: `parameters`, `macs`, and of PyTorch `metrics` and `latency_ms`.
@@ -82,6 +83,7 @@ class Manifest:
     tokenizer: tuple[str, ...]
     files: dict[str, dict[str, Any]]
     int8: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     benchmark: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)

@@ -83,6 +83,13 @@ def caption(family: Manifest) -> str:
         if found["baseline"] is not None:
             text += f"; always the most frequent answer scores {100 * found['baseline']:.1f}"
         parts.append(text + ".")
+    if family.vocabulary:
+        found = family.vocabulary
+        parts.append(
+            f"Vocabulary: {found['after']:,} of {found['before']:,} tokens; {found['texts_cut_otherwise']:.1%} of the "
+            f"validation texts are cut otherwise, {found['unknown_after']:.2%} of their tokens are unknown "
+            f"({found['unknown_before']:.2%} before)."
+        )
     if family.benchmark:
         found = family.benchmark
         parts.append(

@@ -88,6 +88,7 @@ def test_a_single_text_and_a_long_one(family: Family) -> None:
         (["fine", None], "text 2: None is no text"),
         ([("both", "")], "text 1 is empty"),
         ([3], "text 1: 3 is no text"),
+        (("one", "two", "three"), "text 1: 3 texts in a tuple; a pair has two, give others as a list"),
     ],
 )
 def test_what_is_no_text_is_told(family: Family, texts: Any, message: str) -> None:

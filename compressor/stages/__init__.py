@@ -12,18 +12,41 @@ from compressor.stages.evaluate import Evaluate
 from compressor.stages.export import Export
 from compressor.stages.finetune import Finetune
 from compressor.stages.finetune_family import FinetuneFamily
+from compressor.stages.prune_vocabulary import PruneVocabulary
 from compressor.stages.reorder import Reorder
 from compressor.stages.report import Report
 from compressor.stages.width import Width
 
 AnyStage = Annotated[
-    Finetune | Distill | Reorder | Width | Depth | FinetuneFamily | Export | Evaluate | Benchmark | Report,
+    Finetune
+    | Distill
+    | Reorder
+    | Width
+    | Depth
+    | FinetuneFamily
+    | PruneVocabulary
+    | Export
+    | Evaluate
+    | Benchmark
+    | Report,
     Field(discriminator="type"),
 ]
 
 STAGES: dict[str, type[Stage]] = {
     stage.model_fields["type"].default: stage
-    for stage in (Finetune, Distill, Reorder, Width, Depth, FinetuneFamily, Export, Evaluate, Benchmark, Report)
+    for stage in (
+        Finetune,
+        Distill,
+        Reorder,
+        Width,
+        Depth,
+        FinetuneFamily,
+        PruneVocabulary,
+        Export,
+        Evaluate,
+        Benchmark,
+        Report,
+    )
 }
 
 __all__ = ["STAGES", "AnyStage", "Stage"]

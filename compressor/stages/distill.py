@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from compressor.settings import Count, FileCorpus, HubCorpus, NewStudent, ObjectiveSettings
+from compressor.settings import Corpus, Count, NewStudent, ObjectiveSettings
 from compressor.stages.base import TrainingStage
 
 if TYPE_CHECKING:
@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 
 def _kind_of_student(value: Any) -> str:
     return "folder or hub id" if isinstance(value, str) else "new student"
-
-
-def _kind_of_corpus(value: Any) -> str:
-    return "corpus of the hub" if "hub" in (value if isinstance(value, dict) else vars(value)) else "corpus files"
 
 
 class Distill(TrainingStage):
@@ -39,15 +35,9 @@ class Distill(TrainingStage):
     ]
     init_layers: Annotated[tuple[Count, ...], Field(min_length=1)] | Literal["spaced", "none"] = "spaced"
     objective: ObjectiveSettings | None = None
-    corpus: (
-        Annotated[
-            Annotated[FileCorpus, Tag("corpus files")] | Annotated[HubCorpus, Tag("corpus of the hub")],
-            Discriminator(_kind_of_corpus),
-        ]
-        | None
-    ) = None
+    corpus: Corpus | None = None
 
-    precedes: ClassVar[tuple[str, ...]] = ("reorder", "width", "depth", "finetune_family", "export")
+    precedes: ClassVar[tuple[str, ...]] = ("reorder", "width", "depth", "finetune_family", "prune_vocabulary", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:

@@ -25,17 +25,18 @@ class Evaluate(Stage):
 
     def run(self, context: "Context") -> str:
         from compressor import models
-        from compressor.data import shortest_first
+        from compressor.data import by_length
         from compressor.export.manifest import read_manifest, write_manifest
         from compressor.files import write_json
         from compressor.stages.answers import graph_answers
         from compressor.training import predict, whole_model
 
-        data, folder = context.data, context.family_folder
+        data, shipped, folder = context.data, context.shipped_data, context.family_folder
         family, load = read_manifest(folder), models.size_loader(folder)
-        rows = shortest_first(data.validation)
-        batches = data.batches(rows, self.batch_size)
-        taught = predict(whole_model(context.teacher().model), batches)
+        order = by_length(shipped.validation)
+        rows = data.validation.select(order)
+        taught = predict(whole_model(context.teacher().model), data.batches(rows, self.batch_size))
+        batches = shipped.batches(shipped.validation.select(order), self.batch_size)
         labels = data.labels(rows)
         answers = data.task.predict(taught) if labels is None else labels
         scores: dict[str, dict[str, float]] = {"teacher": {"torch": data.task.score(taught, answers)}}

@@ -68,7 +68,7 @@ class Export(Stage):
         from compressor.machine import int8_overflows
         from compressor.supernet.subnetworks import encoder_macs
 
-        supernet, tokenizer = context.latest(), context.data.tokenizer
+        supernet, tokenizer = context.latest(), context.shipped_data.tokenizer
         supernet.train(False)
         sizes = context.sizes(supernet.dimensions)
         reduced = int8_overflows()
@@ -96,11 +96,19 @@ class Export(Stage):
             tokenizer=tokenizer_files,
             files=describe_files(folder),
             int8={"reduced_range": reduced} if "int8" in self.precision else {},
+            vocabulary=self._vocabulary(context),
             teacher={
                 "parameters": teacher.parameters(teacher.whole),
                 "macs": encoder_macs(teacher.whole, teacher.dimensions, context.recipe.data.max_length),
             },
         )
+
+    def _vocabulary(self, context: "Context") -> dict[str, Any]:
+        """What pruning wrote of the vocabulary; empty where it was not pruned."""
+        from compressor.files import read_json
+
+        pruned = context.checkpoints.get("prune_vocabulary")
+        return dict(read_json(pruned / "vocabulary.json")) if pruned else {}
 
     def _size(
         self,
@@ -141,7 +149,7 @@ class Export(Stage):
         from compressor.export.parity import check_fp32, check_int8
 
         parity: dict[str, float] = {}
-        data = context.data
+        data = context.shipped_data
         if "fp32" in graphs:
             longest = context.recipe.data.max_length
             parity["fp32_difference"] = check_fp32(model, graphs["fp32"], self.tolerance, longest)

@@ -18,7 +18,7 @@ class Finetune(TrainingStage):
     type: Literal["finetune"] = "finetune"
     when: Literal["untrained", "always"] = "untrained"
 
-    precedes: ClassVar[tuple[str, ...]] = ("reorder", "width", "depth", "finetune_family", "export")
+    precedes: ClassVar[tuple[str, ...]] = ("reorder", "width", "depth", "finetune_family", "prune_vocabulary", "export")
 
     def run(self, context: "Context") -> str:
         from compressor.stages.learning import learn
