@@ -116,6 +116,9 @@ _DISK_WORDS = (
 
 
 def _of_the_disk(error: BaseException) -> bool:
+    if isinstance(error, CompressorError):
+        # Explained already, by a block within.
+        return False
     if isinstance(error, OSError):
         return error.errno in _DISK_ERRORS
     return any(word in str(error).lower() for word in _DISK_WORDS)

@@ -20,12 +20,13 @@ class Encoder:
     Args:
         folder: with `tokenizer.json` and `tokenizer_config.json`.
         max_length: tokens that texts are cut to.
+        pairs: whether the family was trained on pairs; None where nobody knows.
 
     Raises:
         CompressorError: the files are damaged.
     """
 
-    def __init__(self, folder: Path, max_length: int) -> None:
+    def __init__(self, folder: Path, max_length: int, pairs: bool | None = None) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -34,6 +35,7 @@ class Encoder:
         except Exception as error:  # tokenizers raises plain exceptions
             raise CompressorError(f"the tokenizer of {folder} cannot be read: {one_line(error)}") from error
         self.max_length = max_length
+        self._pairs = pairs
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)
 
@@ -41,19 +43,27 @@ class Encoder:
         """Each text cut into tokens.
 
         Raises:
-            CompressorError: a text is empty or none.
+            CompressorError: a text is empty or none, or a pair where single texts are answered, or the reverse.
         """
         for number, text in enumerate(texts, start=1):
-            parts = text if isinstance(text, tuple) else (text,)
-            if not all(isinstance(part, str) for part in parts):
-                raise CompressorError(f"text {number}: {text!r} is no text")
-            if len(parts) > 2:
-                raise CompressorError(
-                    f"text {number}: {len(parts)} texts in a tuple; a pair has two, give others as a list"
-                )
-            if not all(part.strip() for part in parts):
-                raise CompressorError(f"text {number} is empty")
+            self._check(f"text {number}", text if isinstance(text, tuple) else (text,))
         return self._tokenizer.encode_batch(list(texts))
+
+    def _check(self, name: str, parts: tuple[str, ...]) -> None:
+        if not all(isinstance(part, str) for part in parts):
+            wrong = next(part for part in parts if not isinstance(part, str))
+            raise CompressorError(f"{name}: {wrong!r} is no text")
+        if len(parts) > 2:
+            raise CompressorError(f"{name}: {len(parts)} texts in a tuple; a pair has two, give others as a list")
+        if not all(part.strip() for part in parts):
+            raise CompressorError(f"{name} is empty")
+        if self._pairs is not None and self._pairs != (len(parts) == 2):
+            asked = (
+                "pairs of texts; give two (a tuple, or a tab between them)"
+                if self._pairs
+                else "single texts, not pairs"
+            )
+            raise CompressorError(f"{name}: this family was trained on {asked}")
 
     def batches(self, encodings: Sequence[Encoding], size: int) -> Iterator[tuple[list[int], dict[str, Array]]]:
         """Places of the texts and inputs [B, n] of each batch; texts of like length stand together."""

@@ -55,7 +55,7 @@ class Family:
         self._weights: dict[str, Array] = {}
         for file in manifest.tokenizer:
             checked_file(folder, manifest, file)
-        self._encoder = Encoder(folder, manifest.max_length)
+        self._encoder = Encoder(folder, manifest.max_length, manifest.task.get("pair"))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Family":

@@ -61,7 +61,8 @@ class Manifest:
 
     Attributes:
         config: of the super-network, as transformers has it.
-        task: type, labels and number of outputs, as the models' configuration has them.
+        task: type, whether it is about a `pair` of texts, and labels and number of outputs as the models' configuration
+            has them.
         max_length: tokens that texts were cut to in training.
         layout: `shared`: all sizes read the same weights; `standalone`: a folder a size.
         sizes: the largest first.

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config
 
 from compressor.engine import plan, run
 from compressor.errors import CompressorError
+from compressor.export import Family
 from compressor.export.manifest import read_manifest
 from compressor.models import quiet as quiet_transformers
 from compressor.progress import Progress
@@ -291,3 +292,7 @@ def test_regression_on_pairs_goes_the_whole_way(tmp_path: Path, quiet: Progress)
     family = read_manifest(tmp_path / "run" / "family")
     assert family.evaluation["metric"] == "pearson" and family.evaluation["baseline"] is None
     assert all(size.metrics["fp32"] > 0.5 and size.parity["int8_agreement"] > 0.5 for size in family.sizes)
+    opened = Family.load(tmp_path / "run" / "family").open("w1.00-d1.00")
+    assert isinstance(opened.predict(("one text", "and another"))[0].score, float)
+    with pytest.raises(CompressorError, match="text 1: this family was trained on pairs of texts; give two"):
+        opened.predict("one text")

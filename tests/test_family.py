@@ -25,7 +25,7 @@ from compressor.export import Family
 from compressor.export.adaptive import Adaptive, frontier
 from compressor.export.choice import Need, choose
 from compressor.export.encoding import Encoder
-from compressor.export.manifest import Manifest, Size, read_manifest
+from compressor.export.manifest import Manifest, Size, describe_files, read_manifest
 from compressor.export.session import Session
 from compressor.export.throughput import ladder
 from compressor.generator import statements
@@ -88,6 +88,7 @@ def test_a_single_text_and_a_long_one(family: Family) -> None:
         (["fine", None], "text 2: None is no text"),
         ([("both", "")], "text 1 is empty"),
         ([3], "text 1: 3 is no text"),
+        ([("a", "pair")], "text 1: this family was trained on single texts, not pairs"),
         (("one", "two", "three"), "text 1: 3 texts in a tuple; a pair has two, give others as a list"),
     ],
 )
@@ -319,6 +320,38 @@ def test_pick_writes_what_it_chose(folder: Path, tmp_path: Path) -> None:
     for wrong in ("5", "ms", "1.2.3ms", "5km"):
         code, output = command("pick", str(folder), "--latency", wrong)
         assert code == 2 and f"--latency: '{wrong}' is no number with a unit (ms, s, us), such as 5ms" in output
+
+
+LIMITED = """
+import resource, sys
+from compressor.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), -1))
+main()
+"""
+
+
+def limited(size: int, *arguments: object) -> str:
+    """What a command says that cannot write files larger than so many bytes: as on a full disk, but anywhere."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(size), *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def test_a_full_disk_leaves_no_half_size(folder: Path, tmp_path: Path) -> None:
+    said = limited(50_000, "pick", folder, "--max-drop", 100, "--output", tmp_path / "one")
+    assert "size w0.50-d0.50 cannot be written in" in said and "MiB are free" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_half_family(run_copy: Finished) -> None:
+    recipe, run = run_copy
+    kept = describe_files(run / "family")
+    words = ("run", recipe, "stages.export.tolerance=0.001", "--output", run)
+    assert limited(50_000, *words).count("cannot be written") == 1
+    assert describe_files(run / "family") == kept
+    assert not list(run.glob(".family*")) and not list((run / "stages").glob(".*"))
 
 
 def test_predict_answers_texts_files_and_pipes(folder: Path, tmp_path: Path) -> None:

@@ -89,7 +89,11 @@ class Export(Stage):
         return Manifest(
             architecture=supernet.architecture.model_type,
             config=supernet.model.config.to_dict(),
-            task={"type": context.recipe.task.type, **context.data.task.config()},
+            task={
+                "type": context.recipe.task.type,
+                "pair": context.recipe.data.text_pair is not None,
+                **context.data.task.config(),
+            },
             max_length=context.recipe.data.max_length,
             layout="shared",
             sizes=tuple(entries),
