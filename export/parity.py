@@ -85,7 +85,8 @@ def _inputs(config: Any, names: Sequence[str], longest: int) -> Iterator[tuple[s
         for padding, mask in _masks(batch, length, random):
             inputs = {"input_ids": torch.where(mask.bool(), ids, config.pad_token_id or 0), "attention_mask": mask}
             if "token_type_ids" in names:
-                inputs["token_type_ids"] = torch.zeros_like(ids)
+                types = getattr(config, "type_vocab_size", 1)
+                inputs["token_type_ids"] = torch.randint(0, max(types, 1), ids.shape, generator=random)
             yield f"batch {batch}, length {length}, {padding}", inputs
 
 
