@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compressor import family_cli
+from compressor.errors import CompressorError
 from compressor.recipe import Recipe, bundled, load_recipe
 from compressor.stages import STAGES
 from compressor.terminal import Debug, be_quiet, errors, is_main, wide_console
@@ -39,16 +40,7 @@ def run(
 ) -> None:
     """Run a recipe; stages that are done already are not run again."""
     with errors(debug):
-        from compressor.engine import run as run_recipe
-        from compressor.interruption import Interruption
-        from compressor.progress import Progress
-
-        be_quiet()
-        console = Console(quiet=not is_main())
-        interruption = Interruption()
-        with interruption.installed():
-            run_recipe(load_recipe(recipe, overrides or ()), output, Progress(console), interruption)
-        _show_family(console, output / "family")
+        _run(load_recipe(recipe, overrides or ()), output)
 
 
 @app.command()
@@ -74,6 +66,32 @@ def plan(
             stages.add_row(step.name, state, ", ".join(f"{key}={value}" for key, value in settings.items()))
         console.print(stages)
         console.print(_planned_sizes(loaded))
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run whose family is trained.")],
+    rows: Annotated[
+        str | None, typer.Option(help="File of rows to choose by; else what data.selection held out.")
+    ] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Sub-networks to try.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="tpe, evolution or random.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Whose latency counts: fp32 or int8.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Search a trained super-network for better sizes than the grid's, and export them beside it."""
+    with errors(debug):
+        from compressor.recipe import check_recipe, read_yaml, with_stage
+
+        file = folder / "recipe.yaml"
+        if not file.is_file():
+            raise CompressorError(f"{folder}: there is no run, for it holds no recipe.yaml")
+        given = {"rows": rows, "evaluations": evaluations, "minutes": minutes, "algorithm": algorithm}
+        stage = {"type": "search", "precision": precision, **given}
+        value = read_yaml(file.read_text(encoding="utf-8"), str(file))
+        changed = with_stage(value, {key: value for key, value in stage.items() if value is not None}, before="export")
+        _run(check_recipe(changed, str(file)), folder)
 
 
 @app.command()
@@ -110,6 +128,19 @@ def version() -> None:
 def main() -> None:
     """Entry point of the console script."""
     app()
+
+
+def _run(recipe: Recipe, output: Path) -> None:
+    from compressor.engine import run as run_recipe
+    from compressor.interruption import Interruption
+    from compressor.progress import Progress
+
+    be_quiet()
+    console = Console(quiet=not is_main())
+    interruption = Interruption()
+    with interruption.installed():
+        run_recipe(recipe, output, Progress(console), interruption)
+    _show_family(console, output / "family")
 
 
 def _show_family(console: Console, folder: Path) -> None:

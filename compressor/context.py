@@ -11,10 +11,11 @@ import numpy as np
 from compressor import models
 from compressor.data import Table, encode_labels, read, task_of, tokenise
 from compressor.errors import CompressorError
+from compressor.files import read_json
 from compressor.interruption import Interruption
 from compressor.processes import Processes
 from compressor.progress import Progress
-from compressor.recipe import Recipe, ScratchModel
+from compressor.recipe import FileData, Recipe, ScratchModel
 from compressor.students import family_config
 from compressor.supernet.architectures import Dimensions, dimensions_of
 from compressor.supernet.subnetworks import Subnetwork, grid, size_name
@@ -70,7 +71,8 @@ class Context:
         output: the run's folder.
         folder: the running stage's own, not yet under its final name; the main process alone writes there.
         partial: what the running stage goes on from if it is cut off: its checkpoints and metrics.
-        checkpoints: folders of the finished stages that hold a model, by stage type, in their order.
+        finished: folders of the finished stages by type, in their order.
+        checkpoints: those of them that hold a model.
         progress: where long work is shown.
     """
 
@@ -81,6 +83,7 @@ class Context:
     interruption: Interruption = field(default_factory=Interruption)
     folder: Path = Path()
     partial: Path = Path()
+    finished: dict[str, Path] = field(default_factory=dict)
     checkpoints: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -154,6 +157,18 @@ class Context:
             )
         parts = rows.train_test_split(test_size=recipe.data.selection, seed=recipe.seed)
         return Data(task, tokenizer, parts["train"], validation_rows, parts["test"], unlabelled)
+
+    def more_rows(self, file: str) -> datasets.Dataset:
+        """Rows of another file in the form of the training data, cut as the family cuts them.
+
+        Raises:
+            CompressorError: the file cannot be read so.
+        """
+        if not isinstance(self.recipe.data, FileData):
+            raise CompressorError(f"rows: {file} would need data.text and the rest of what files of rows need")
+        data = self.shipped_data
+        table = read(self.recipe.data.model_copy(update={"validation": file}), "validation", self.recipe.seed)
+        return tokenise(table, encode_labels(data.task, table), data.tokenizer, self.recipe.data.max_length)
 
     def _unlabelled(self, tokenizer: Any, behind: int) -> datasets.Dataset | None:
         if not self.recipe.data.more_texts:
@@ -232,6 +247,14 @@ class Context:
         return {size_name(width, depth): (width, depth) for depth in family.depths for width in family.widths}
 
     def sizes(self, dimensions: Dimensions) -> dict[str, Subnetwork]:
-        """The recipe's family, the largest first."""
+        """The recipe's family, the largest first: what is trained."""
         family = self.recipe.family
         return grid(dimensions, family.widths, family.depths, family.depth_rule)
+
+    def shipped_sizes(self, dimensions: Dimensions) -> dict[str, Subnetwork]:
+        """The recipe's family, and behind it what a search found."""
+        sizes = self.sizes(dimensions)
+        if "search" in self.finished:
+            for name, found in read_json(self.finished["search"] / "sizes.json")["sizes"].items():
+                sizes[name] = Subnetwork(*(tuple(found[part]) for part in ("kept", "heads", "neurons")))
+        return sizes

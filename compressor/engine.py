@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import CompressorError, OneProcessError
 from compressor.files import (
     LOCK_FILE,
-    checkpoint_files,
     claimed,
     explained,
     newest_checkpoint,
@@ -91,10 +90,15 @@ def plan(recipe: Recipe, output: Path) -> list[Step]:
 
 def _saved_step(step: Step) -> int:
     """The newest checkpoint's step, if the checkpoints are of this very stage."""
+    return newest_checkpoint(step.partial) if _is_begun(step) else 0
+
+
+def _is_begun(step: Step) -> bool:
+    """Whether this very stage, and not another one in its place, was cut off and goes on from what it left."""
     file = step.partial / PARTIAL_FILE
     if not file.is_file() or read_json(file).get("fingerprint") != step.fingerprint:
-        return 0
-    return newest_checkpoint(step.partial)
+        return False
+    return any(step.partial.glob(step.stage.resumes))
 
 
 def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interruption | None = None) -> None:
@@ -129,6 +133,7 @@ def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interrup
                 _run_step(context, step)
                 if context.processes.main:
                     _write_run(context, plan(recipe, output))
+            context.finished[step.stage.type] = step.folder
             if step.stage.checkpoint:
                 context.checkpoints[step.stage.type] = step.folder
 
@@ -193,7 +198,7 @@ def _run_and_write(context: "Context", step: Step) -> None:
     with (
         explained(f"stage {step.name}", step.folder.parent),
         temporary_folder(step.folder) as folder,
-        _partial_folder(step) if step.stage.everywhere else nullcontext(),
+        _partial_folder(step) if step.stage.resumes else nullcontext(),
     ):
         context.folder = folder
         words = step.stage.run(context)
@@ -216,8 +221,8 @@ def _run_and_write(context: "Context", step: Step) -> None:
 
 @contextmanager
 def _partial_folder(step: Step) -> Iterator[None]:
-    """The folder of a stage's checkpoints: it stays if the stage is cut off, and while it holds any."""
-    if not step.saved_step:
+    """The folder of what a stage goes on from: it stays if the stage is cut off, and while it holds any of that."""
+    if not _is_begun(step):
         # Checkpoints of another recipe's stage in the same place are of no use.
         shutil.rmtree(step.partial, ignore_errors=True)
         step.partial.mkdir(parents=True)
@@ -225,7 +230,7 @@ def _partial_folder(step: Step) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not checkpoint_files(step.partial):
+        if not any(step.partial.glob(step.stage.resumes)):
             shutil.rmtree(step.partial, ignore_errors=True)
         raise
     shutil.rmtree(step.partial)

@@ -12,6 +12,7 @@ from compressor.settings import FileCorpus
 from compressor.stages import Stage
 from compressor.stages.distill import Distill
 from compressor.stages.prune_vocabulary import PruneVocabulary
+from compressor.stages.search import Search
 
 # To be raised when a stage's artifact changes its form or meaning: everything is then made anew.
 ARTIFACTS = 1
@@ -50,6 +51,8 @@ def _read_parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
         parts["student"] = _model(stage.student)
     if isinstance(stage, Distill | PruneVocabulary) and isinstance(stage.corpus, FileCorpus):
         parts["corpus"] = _corpus(stage.corpus)
+    if isinstance(stage, Search) and stage.rows:
+        parts["rows"] = _file(Path(stage.rows))
     if "validation" in stage.reads:
         data = recipe.data
         parts["validation"] = (

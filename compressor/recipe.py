@@ -203,6 +203,13 @@ def check_recipe(value: dict[str, Any], name: str) -> Recipe:
     return recipe
 
 
+def with_stage(value: dict[str, Any], stage: dict[str, Any], before: str) -> dict[str, Any]:
+    """A recipe that was read, with one more stage in front of another; one of its type that is there is replaced."""
+    stages = [one for one in value["stages"] if one["type"] != stage["type"]]
+    place = next((place for place, one in enumerate(stages) if one["type"] == before), len(stages))
+    return {**value, "stages": [*stages[:place], stage, *stages[place:]]}
+
+
 def bundled() -> dict[str, str]:
     """Names of the recipes that come with the package, and their first comments."""
     found = {}

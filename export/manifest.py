@@ -65,7 +65,7 @@ class Manifest:
             has them.
         max_length: tokens that texts were cut to in training.
         layout: `shared`: all sizes read the same weights; `standalone`: a folder a size.
-        sizes: the largest first.
+        sizes: the grid's, the largest first, then what a search found.
         tokenizer: its files.
         files: bytes and sha256 of everything that was exported, by path relative to the family's folder.
         int8: whether it has 7 bits (`reduced_range`), since the machine that exported it has no VNNI.
@@ -90,6 +90,11 @@ class Manifest:
     teacher: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     compressor: str = __version__
+
+    @property
+    def smallest(self) -> Size:
+        """The size that computes least."""
+        return min(self.sizes, key=lambda size: size.macs)
 
     def size(self, name: str) -> Size:
         """A size by its name.

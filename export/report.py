@@ -118,7 +118,7 @@ def markdown_table(family: Manifest) -> str:
 
 def model_card(family: Manifest) -> str:
     """`README.md` of the family, in the hub's format."""
-    size = family.sizes[-1]
+    size = family.smallest
     graph = next(iter(size.graphs.values()))
     shared = family.layout == "shared"
     kept = (

@@ -61,7 +61,7 @@ _Call = tuple[Callable[[Sequence[Text]], object], float | None]
 
 def _arrangements(family: Family, texts: Sequence[Text]) -> dict[str, _Call]:
     count = cores()
-    sizes = {"largest": family.sizes[0], "smallest": family.sizes[-1]}
+    sizes = {"largest": family.sizes[0], "smallest": family.manifest.smallest}
     length = family.manifest.max_length
     found: dict[str, _Call] = {}
     exact = sizes["largest"].metrics.get("torch")

@@ -15,6 +15,7 @@ from compressor.stages.finetune_family import FinetuneFamily
 from compressor.stages.prune_vocabulary import PruneVocabulary
 from compressor.stages.reorder import Reorder
 from compressor.stages.report import Report
+from compressor.stages.search import Search
 from compressor.stages.width import Width
 
 AnyStage = Annotated[
@@ -25,6 +26,7 @@ AnyStage = Annotated[
     | Depth
     | FinetuneFamily
     | PruneVocabulary
+    | Search
     | Export
     | Evaluate
     | Benchmark
@@ -42,6 +44,7 @@ STAGES: dict[str, type[Stage]] = {
         Depth,
         FinetuneFamily,
         PruneVocabulary,
+        Search,
         Export,
         Evaluate,
         Benchmark,

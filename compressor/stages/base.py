@@ -20,6 +20,7 @@ class Stage(Settings):
         precedes: types of stages that must not stand before this one.
         reads: parts of the recipe, beside model, task and training data, that change its result.
         checkpoint: whether it leaves a model.
+        resumes: files in `context.partial` (a pattern) that it goes on from if it was cut off.
         everywhere: whether all processes of a run take part; only the main one runs the others.
         delivers: files of the run's folder that it writes besides its artifact; missing ones make it run again.
     """
@@ -30,6 +31,7 @@ class Stage(Settings):
     precedes: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[frozenset[str]] = frozenset()
     checkpoint: ClassVar[bool] = False
+    resumes: ClassVar[str] = ""
     everywhere: ClassVar[bool] = False
     delivers: ClassVar[tuple[str, ...]] = ()
 
@@ -49,6 +51,7 @@ class TrainingStage(Stage, TrainingSettings):
     """A stage that trains and leaves a model."""
 
     checkpoint: ClassVar[bool] = True
+    resumes: ClassVar[str] = "step-*.pt"
     everywhere: ClassVar[bool] = True
 
 

@@ -22,7 +22,7 @@ class Depth(FamilyTrainingStage):
     teacher_width: Literal["same", "full"] = "full"
 
     needs: ClassVar[tuple[str, ...]] = ("width",)
-    precedes: ClassVar[tuple[str, ...]] = ("finetune_family", "prune_vocabulary", "export")
+    precedes: ClassVar[tuple[str, ...]] = ("finetune_family", "prune_vocabulary", "search", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family", "objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:

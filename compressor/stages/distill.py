@@ -37,7 +37,15 @@ class Distill(TrainingStage):
     objective: ObjectiveSettings | None = None
     corpus: Corpus | None = None
 
-    precedes: ClassVar[tuple[str, ...]] = ("reorder", "width", "depth", "finetune_family", "prune_vocabulary", "export")
+    precedes: ClassVar[tuple[str, ...]] = (
+        "reorder",
+        "width",
+        "depth",
+        "finetune_family",
+        "prune_vocabulary",
+        "search",
+        "export",
+    )
     reads: ClassVar[frozenset[str]] = frozenset({"objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:

@@ -70,7 +70,7 @@ class Export(Stage):
 
         supernet, tokenizer = context.latest(), context.shipped_data.tokenizer
         supernet.train(False)
-        sizes = context.sizes(supernet.dimensions)
+        sizes = context.shipped_sizes(supernet.dimensions)
         reduced = int8_overflows()
         tokenizer_files = models.save_tokenizer(tokenizer, folder)
         package = Package(supernet, tokenizer.model_input_names, folder, reduced=reduced)
@@ -126,13 +126,13 @@ class Export(Stage):
         """Write and check the graphs of one size."""
         from compressor.export.manifest import Size
         from compressor.supernet.extraction import extract
-        from compressor.supernet.subnetworks import encoder_macs
+        from compressor.supernet.subnetworks import encoder_macs, multipliers
 
         endings = {"fp32": ".onnx", "int8": "_int8.onnx"}
         graphs: dict[str, str] = {precision: name + endings[precision] for precision in self.precision}
         paths = {precision: folder / graph for precision, graph in graphs.items()}
         sizes = {precision: package.write_graph(precision, size, path) for precision, path in paths.items()}
-        width, depth = context.multipliers[name]
+        width, depth = context.multipliers.get(name) or multipliers(size, supernet.dimensions)
         return Size(
             name=name,
             width=width,

@@ -18,7 +18,15 @@ class Finetune(TrainingStage):
     type: Literal["finetune"] = "finetune"
     when: Literal["untrained", "always"] = "untrained"
 
-    precedes: ClassVar[tuple[str, ...]] = ("reorder", "width", "depth", "finetune_family", "prune_vocabulary", "export")
+    precedes: ClassVar[tuple[str, ...]] = (
+        "reorder",
+        "width",
+        "depth",
+        "finetune_family",
+        "prune_vocabulary",
+        "search",
+        "export",
+    )
 
     def run(self, context: "Context") -> str:
         from compressor.stages.learning import learn

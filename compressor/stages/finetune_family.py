@@ -16,7 +16,7 @@ class FinetuneFamily(FamilyTrainingStage):
     epochs: Count = 1
 
     needs: ClassVar[tuple[str, ...]] = ("width",)
-    precedes: ClassVar[tuple[str, ...]] = ("prune_vocabulary", "export")
+    precedes: ClassVar[tuple[str, ...]] = ("prune_vocabulary", "search", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family"})
 
     def run(self, context: "Context") -> str:

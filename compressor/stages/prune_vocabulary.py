@@ -22,7 +22,7 @@ class PruneVocabulary(Stage):
     corpus: Corpus | None = None
     min_count: Count = 1
 
-    precedes: ClassVar[tuple[str, ...]] = ("export",)
+    precedes: ClassVar[tuple[str, ...]] = ("search", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"unlabelled", "validation"})
     checkpoint: ClassVar[bool] = True
 

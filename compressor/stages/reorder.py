@@ -20,7 +20,7 @@ class Reorder(Stage):
     batch_size: Count = 32
     reduction: Literal["sum_abs", "abs_sum", "reference"] = "sum_abs"
 
-    precedes: ClassVar[tuple[str, ...]] = ("width", "depth", "finetune_family", "prune_vocabulary", "export")
+    precedes: ClassVar[tuple[str, ...]] = ("width", "depth", "finetune_family", "prune_vocabulary", "search", "export")
     checkpoint: ClassVar[bool] = True
 
     def run(self, context: "Context") -> str:

@@ -19,7 +19,7 @@ class Width(FamilyTrainingStage):
     type: Literal["width"] = "width"
     objective: ObjectiveSettings | None = None
 
-    precedes: ClassVar[tuple[str, ...]] = ("depth", "finetune_family", "prune_vocabulary", "export")
+    precedes: ClassVar[tuple[str, ...]] = ("depth", "finetune_family", "prune_vocabulary", "search", "export")
     reads: ClassVar[frozenset[str]] = frozenset({"family", "objective", "unlabelled"})
 
     def check(self, context: "Context", path: str) -> None:

@@ -71,6 +71,12 @@ def whole(dimensions: Dimensions) -> Subnetwork:
     return subnetwork(dimensions, 1.0, 1.0)
 
 
+def multipliers(size: Subnetwork, dimensions: Dimensions) -> tuple[float, float]:
+    """Width and depth of any sub-network: the mean share of heads and neurons of its layers, and that of layers."""
+    heads, neurons = sum(size.heads) / dimensions.heads, sum(size.neurons) / dimensions.neurons
+    return (heads + neurons) / (2 * len(size.kept)), len(size.kept) / dimensions.layers
+
+
 def size_name(width: float, depth: float) -> str:
     """The name of a size, as its folder has it: `w0.50-d0.75`."""
     return f"w{width:.2f}-d{depth:.2f}"
