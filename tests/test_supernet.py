@@ -9,9 +9,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from compressor.errors import CompressorError
+from compressor.search.pruner import importance_by_nni
 from compressor.supernet.architectures import Dimensions
 from compressor.supernet.dropout import ThriftyDropout
-from compressor.supernet.importance import importance
+from compressor.supernet.importance import GateGradients, SquaredTaylor, importance, magnitude
 from compressor.supernet.rewiring import rewire
 from compressor.supernet.subnetworks import (
     Subnetwork,
@@ -208,7 +209,7 @@ def test_head_importance_is_the_gradient_of_a_gate(supernet: SuperNetwork) -> No
         "reference": torch.stack(running).sum(0),
     }
     for reduction, wanted in expected.items():
-        found = importance(supernet, batches(), loss, reduction)  # type: ignore[arg-type]
+        found = importance(supernet, batches(), loss, GateGradients(reduction))  # type: ignore[arg-type]
         torch.testing.assert_close(found.heads, wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -223,13 +224,50 @@ def test_neuron_importance_adds_both_sides(supernet: SuperNetwork) -> None:
                 inward = first.weight[neuron] @ first.weight.grad[neuron] + first.bias[neuron] * first.bias.grad[neuron]
                 outward = second.weight[:, neuron] @ second.weight.grad[:, neuron]
                 expected[place, neuron] += (inward.abs() + outward.abs()).item()
-    torch.testing.assert_close(importance(supernet, batches(), loss).neurons, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        importance(supernet, batches(), loss, GateGradients()).neurons, expected, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_squared_taylor_and_magnitude_sum_over_what_a_group_owns(supernet: SuperNetwork) -> None:
+    taylor, size = torch.zeros(4, 4), torch.zeros(4, 64)
+    for batch in batches():
+        supernet.model.zero_grad()
+        loss(supernet.model, batch).backward()
+        for place, layer in enumerate(supernet.model.base_model.encoder.layer):
+            attention = layer.attention.self
+            for head in range(4):
+                own = slice(8 * head, 8 * head + 8)
+                parts = [
+                    (one.weight * one.weight.grad)[own] for one in (attention.query, attention.key, attention.value)
+                ]
+                out = layer.attention.output.dense
+                parts.append((out.weight * out.weight.grad)[:, own])
+                taylor[place, head] += sum((part**2).sum() for part in parts).item()
+    for place, layer in enumerate(supernet.model.base_model.encoder.layer):
+        size[place] = layer.intermediate.dense.weight.abs().sum(1) + layer.output.dense.weight.abs().sum(0)
+    found = importance(supernet, batches(), loss, SquaredTaylor())
+    torch.testing.assert_close(found.heads, taylor, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(magnitude(supernet).neurons, size)
+
+
+@pytest.mark.parametrize("criterion", ["dynabert", "taylor"])
+def test_nni_ranks_as_torch_does(supernet: SuperNetwork, criterion: Any) -> None:
+    before = {name: value.clone() for name, value in supernet.model.state_dict().items()}
+    collector = GateGradients() if criterion == "dynabert" else SquaredTaylor()
+    expected = importance(supernet, batches(), loss, collector)
+    found = importance_by_nni(supernet, batches(), loss, criterion)
+    for ours, theirs in ((expected.heads, found.heads), (expected.neurons, found.neurons)):
+        assert torch.equal(ours.argsort(descending=True, stable=True), theirs.argsort(descending=True, stable=True))
+    after = supernet.model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in supernet.model.parameters())
 
 
 def test_importance_is_measured_without_dropout(supernet: SuperNetwork) -> None:
-    expected = importance(supernet, batches(), loss)
+    expected = importance(supernet, batches(), loss, GateGradients())
     supernet.model.train()
-    found = importance(supernet, batches(), loss)
+    found = importance(supernet, batches(), loss, GateGradients())
     assert torch.equal(found.heads, expected.heads) and torch.equal(found.neurons, expected.neurons)
 
 
@@ -237,17 +275,17 @@ def test_rewiring_preserves_the_function_and_sorts(supernet: SuperNetwork) -> No
     inputs = tiny_inputs()
     before = supernet.model(**inputs).logits
     smallest = run(supernet, subnetwork(supernet.dimensions, 0.25, 1.0), inputs)
-    rewire(supernet, importance(supernet, batches(), loss))
+    rewire(supernet, importance(supernet, batches(), loss, GateGradients()))
     torch.testing.assert_close(supernet.model(**inputs).logits, before, rtol=0, atol=1e-5)
     assert not torch.allclose(run(supernet, subnetwork(supernet.dimensions, 0.25, 1.0), inputs), smallest)
-    again = importance(supernet, batches(), loss)
+    again = importance(supernet, batches(), loss, GateGradients())
     for scores in (again.heads, again.neurons):
         assert (scores[:, :-1] - scores[:, 1:] > -1e-4).all()
 
 
 def test_importance_without_data_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
-        importance(SuperNetwork(tiny_model()), [], loss)
+        importance(SuperNetwork(tiny_model()), [], loss, GateGradients())
 
 
 def test_thrifty_dropout_drops_as_often_and_keeps_the_mean() -> None:

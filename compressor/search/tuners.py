@@ -44,7 +44,7 @@ def tuner_of(algorithm: Algorithm, space: SearchSpace, seed: int) -> Tuner:
             f"algorithm: {algorithm} is NNI's, and nni cannot be imported here ({error}); its wheels are for x86-64 "
             "alone: use algorithm random"
         ) from error
-    with _quiet_nni():
+    with quiet_nni():
         if algorithm == "tpe":
             return NniTuner(TpeTuner(optimize_mode="maximize", seed=seed), space, seed)
         return _SeededEvolution(EvolutionTuner(optimize_mode="maximize", population_size=16), space, seed)
@@ -85,7 +85,7 @@ class NniTuner:
     def suggest(self) -> tuple[int, Suggestion]:
         """See `Tuner`."""
         self._count += 1
-        with _quiet_nni():
+        with quiet_nni():
             found = self._tuner.generate_parameters(self._count)
         # Evolution returns numpy's numbers, which no JSON file takes.
         self._suggestions[self._count] = {name: float(value) for name, value in found.items()}
@@ -97,7 +97,7 @@ class NniTuner:
 
     def learn(self, parameters: Suggestion, value: float) -> None:
         """See `Tuner`; NNI's evolution takes nothing from outside."""
-        with _quiet_nni():
+        with quiet_nni():
             self._tuner.import_data([{"parameter": parameters, "value": value}])
 
 
@@ -124,8 +124,8 @@ class _SeededEvolution(NniTuner):
 
 
 @contextmanager
-def _quiet_nni() -> Iterator[None]:
-    """NNI tells every step of its tuners."""
+def quiet_nni() -> Iterator[None]:
+    """Nothing of what NNI tells of each of its steps."""
     logger = logging.getLogger("nni")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import model_validator
+
 from compressor.settings import Count
 from compressor.stages.base import Stage
 
@@ -13,12 +15,23 @@ class Reorder(Stage):
     """DynaBERT's network rewiring (section 2.1): importance on a slice of the training data, then reordering.
 
     The validation data is never ranked on. Where there are no labels, the teacher's own predictions stand in.
+    `criterion` is `dynabert` (gates on heads and neurons), `taylor` (squares of weight times gradient) or `magnitude`
+    (weights alone). `backend: nni` ranks by NNI's Taylor pruner, to the same order; `reduction` over batches is
+    `dynabert`'s.
     """
 
     type: Literal["reorder"] = "reorder"
     examples: Count = 512
     batch_size: Count = 32
+    criterion: Literal["dynabert", "taylor", "magnitude"] = "dynabert"
     reduction: Literal["sum_abs", "abs_sum", "reference"] = "sum_abs"
+    backend: Literal["torch", "nni"] = "torch"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Reorder":
+        if self.criterion == "magnitude" and self.backend == "nni":
+            raise ValueError("criterion magnitude reads no gradients, which is all that backend nni is for; use torch")
+        return self
 
     precedes: ClassVar[tuple[str, ...]] = ("width", "depth", "finetune_family", "prune_vocabulary", "search", "export")
     checkpoint: ClassVar[bool] = True
@@ -26,16 +39,29 @@ class Reorder(Stage):
     def run(self, context: "Context") -> str:
         from safetensors.torch import save_file
 
-        from compressor.supernet.importance import importance
         from compressor.supernet.rewiring import rewire
 
         data, supernet = context.data, context.trained()
         rows = data.train.shuffle(seed=context.recipe.seed).select(range(min(self.examples, len(data.train))))
-        scores = importance(supernet, data.batches(rows, self.batch_size), _loss(data.task), self.reduction)
+        scores = self._scores(supernet, data.batches(rows, self.batch_size), _loss(data.task))
         rewire(supernet, scores)
         save_file({"heads": scores.heads, "neurons": scores.neurons}, context.folder / "importance.safetensors")
         context.save(supernet.model)
+        if self.criterion == "magnitude":
+            return "ranked by the sizes of the weights"
         return f"ranked on {len(rows)} training examples" + ("" if data.labelled else ", by the teacher's predictions")
+
+    def _scores(self, supernet: Any, batches: Any, loss: Any) -> Any:
+        from compressor.supernet.importance import GateGradients, SquaredTaylor, importance, magnitude
+
+        if self.criterion == "magnitude":
+            return magnitude(supernet)
+        if self.backend == "nni":
+            from compressor.search.pruner import importance_by_nni
+
+            return importance_by_nni(supernet, batches, loss, self.criterion, self.reduction)
+        collector = GateGradients(self.reduction) if self.criterion == "dynabert" else SquaredTaylor()
+        return importance(supernet, batches, loss, collector)
 
 
 def _loss(task: Any) -> Any:
