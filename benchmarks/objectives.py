@@ -31,7 +31,9 @@ from compressor.recipe import Recipe, check_recipe
 from compressor.training import Monitor
 
 RELATIONS = {"word_pair": 1, "word_angle": 10, "layer_pair": 1, "layer_angle": 10}
-OBJECTIVES: dict[str, dict[str, Any]] = {
+# `untrained` is the family as `reorder` leaves it.
+OBJECTIVES: dict[str, dict[str, Any] | None] = {
+    "untrained": None,
     "logits": {"logits": 1},
     "mse": {"logits": 1, "hidden_mse": 0.1},
     "wr": {"logits": 1, "word_pair": 1, "word_angle": 10},
@@ -82,7 +84,7 @@ def recipe_of(task: Glue, options: argparse.Namespace, seed: int, objective: dic
         distill = {"type": "distill", **training, "student": options.student, "init_layers": options.init_layers}
         stages += [distill] if objective else []
     else:
-        stages.append({"type": "reorder"})
+        stages.append({"type": "reorder", "criterion": options.criterion})
         depth = {"type": "depth", **training, "subnetworks": options.subnetworks}
         stages += [{"type": "width", **training}, depth] if objective else []
     columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
@@ -126,7 +128,7 @@ def _quiet() -> Progress:
     return Progress(Console(quiet=True))
 
 
-def run_one(task: Glue, options: argparse.Namespace, seed: int, name: str, objective: dict[str, Any]) -> None:
+def run_one(task: Glue, options: argparse.Namespace, seed: int, name: str, objective: dict[str, Any] | None) -> None:
     """Train and score one objective with one seed, unless that is done."""
     folder = options.output / f"{name}-{seed}"
     file = folder / "scores.json"
@@ -186,7 +188,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), help="names, or NAME={logits: 1, ...}")
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES)[1:], help="names, or NAME={logits: 1, ...}")
+    parser.add_argument("--criterion", choices=["dynabert", "taylor", "magnitude"], default="dynabert")
     parser.add_argument("--labelled", type=int)
     parser.add_argument("--texts", type=int)
     parser.add_argument("--held-out", type=int)

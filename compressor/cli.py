@@ -95,6 +95,40 @@ def search(
 
 
 @app.command()
+def tune(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    space: Annotated[Path, typer.Option(help="YAML: keys of the recipe and the values to try.")] = Path("space.yaml"),
+    trials: Annotated[int, typer.Option(min=1, help="How many values to try.")] = 20,
+    parallel: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
+    objective: Annotated[str, typer.Option(help="mean of the family, the name of a size, or a latency: 5ms.")] = "mean",
+    algorithm: Annotated[str, typer.Option(help="tpe, evolution or random.")] = "tpe",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the trials, a new one.")] = Path(
+        "runs/tune"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Try values of a recipe's keys on held-out training data, and print the best as a command."""
+    with errors(debug):
+        be_quiet()
+        from compressor.progress import Progress
+        from compressor.search.tune import tune as tune_recipe
+
+        console = Console()
+        tune_recipe(
+            recipe,
+            overrides or (),
+            space,
+            output,
+            Progress(console),
+            objective=objective,
+            algorithm=algorithm,
+            trials=trials,
+            parallel=parallel,
+        )
+
+
+@app.command()
 def validate(recipe: RecipeName, overrides: Overrides = None, debug: Debug = False) -> None:
     """Check a recipe and print it with all its defaults."""
     with errors(debug):

@@ -1,5 +1,6 @@
 """What a stage is given: the recipe, the data, the checkpoints of the stages before it, and a folder to write into."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from compressor.supernet.architectures import Dimensions, dimensions_of
 from compressor.supernet.subnetworks import Subnetwork, grid, size_name
 from compressor.supernet.supernetwork import SuperNetwork
 from compressor.tasks import Array, Task
-from compressor.training import Batches, check_tracking
+from compressor.training import Batches, Listener, check_tracking
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Context:
     Attributes:
         recipe: the resolved recipe.
         output: the run's folder.
+        listeners: are given every line that training stages write of themselves.
         folder: the running stage's own, not yet under its final name; the main process alone writes there.
         partial: what the running stage goes on from if it is cut off: its checkpoints and metrics.
         finished: folders of the finished stages by type, in their order.
@@ -81,6 +83,7 @@ class Context:
     progress: Progress
     processes: Processes
     interruption: Interruption = field(default_factory=Interruption)
+    listeners: Sequence[Listener] = ()
     folder: Path = Path()
     partial: Path = Path()
     finished: dict[str, Path] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +101,13 @@ def _is_begun(step: Step) -> bool:
     return any(step.partial.glob(step.stage.resumes))
 
 
-def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interruption | None = None) -> None:
+def run(
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    interruption: Interruption | None = None,
+    listener: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
     """Run the stages that are not done yet, in their order.
 
     Each stage writes into a temporary folder that gets its name when the stage is whole: what is cut off leaves
@@ -110,6 +116,7 @@ def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interrup
 
     Args:
         interruption: tells a training stage to save and stop; None never does.
+        listener: is given every line of `metrics.jsonl` as it is written.
 
     Raises:
         CompressorError: a user's mistake, or a folder that cannot be written; finished stages stay.
@@ -123,7 +130,8 @@ def run(recipe: Recipe, output: Path, progress: Progress, interruption: Interrup
     from compressor.context import Context
     from compressor.processes import Processes
 
-    context = Context(recipe, output, progress, Processes(), interruption or Interruption())
+    listeners = [listener] if listener else []
+    context = Context(recipe, output, progress, Processes(), interruption or Interruption(), listeners)
     # Before anything is written: a mistake in model, data or sizes leaves no folder behind.
     context.check()
     with _claimed_output(context) as steps:

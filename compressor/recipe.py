@@ -184,10 +184,19 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         CompressorError: listing every mistake with its key path, what is allowed and the nearest match.
     """
-    value = read_yaml(_find(name), name)
+    value = read_recipe(name)
     for override in overrides:
-        _apply(value, override)
+        apply_override(value, override)
     return check_recipe(value, name)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe by bundled name or path as it stands there, not checked.
+
+    Raises:
+        CompressorError: there is none, or it is no YAML.
+    """
+    return read_yaml(_find(name), name)
 
 
 def check_recipe(value: dict[str, Any], name: str) -> Recipe:
@@ -270,7 +279,12 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _apply(value: dict[str, Any], override: str) -> None:
+def apply_override(value: dict[str, Any], override: str) -> None:
+    """Change a recipe that was read by `key.path=value`, in place; see `load_recipe`.
+
+    Raises:
+        CompressorError: it is no override, or names no place in the recipe.
+    """
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise CompressorError(f"override {override!r}: key=value is needed, for example seed=1")

@@ -81,6 +81,7 @@ def learn(
         stage.model_dump(),
     )
     with context.progress.task(stage.type, total, newest_checkpoint(context.partial)) as shown, tracker as tracking:
+        listeners = [*([tracking.log] if tracking else []), *context.listeners]
         training = Training(
             step=GradientStep(supernet, objective, material.head, teacher if objective.uses_teacher else None, half),
             sizes=sizes,
@@ -88,7 +89,7 @@ def learn(
             settings=stage,
             processes=processes,
             records=Records(
-                log if processes.main else None, tuple(sizes), objective.terms, stage.batch_size, shown, tracking
+                log if processes.main else None, tuple(sizes), objective.terms, stage.batch_size, shown, listeners
             ),
             checkpoints=checkpoints,
             interruption=context.interruption,

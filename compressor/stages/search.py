@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from compressor.context import Context
     from compressor.search.latency import LatencyModel
     from compressor.search.scoring import Scorer
+    from compressor.search.space import Candidate
     from compressor.search.tuners import Tuner
     from compressor.supernet.subnetworks import Subnetwork
     from compressor.supernet.supernetwork import SuperNetwork
@@ -84,7 +85,12 @@ class Search(Stage):
             search(space, evaluations, tuners, cost, even, self.evaluations, self.minutes, shown.advance)
         best = Evaluations(latency, all_rows, context.partial / "finalists.jsonl")
         points = best.of(grid.values())
-        found = best.of(finalists(evaluations.known, tuners, self.finalists))
+        left = finalists(evaluations.known, tuners, self.finalists)
+        found: dict[Subnetwork, Candidate] = {}
+        with context.progress.task(f"{self.type}, finalists", len(left)) as shown:
+            for size in left:
+                found |= best.of([size])
+                shown.advance()
         chosen = winners(list(found.values()), list(points.values()), tuners)
         for file in context.partial.glob("*.json*"):
             shutil.copyfile(file, context.folder / file.name)

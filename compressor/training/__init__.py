@@ -5,7 +5,7 @@ from compressor.training.checkpoints import Checkpoints
 from compressor.training.loop import Training, optimizer_of, steps_of
 from compressor.training.monitor import Monitor
 from compressor.training.prediction import predict, whole_model
-from compressor.training.records import Records
+from compressor.training.records import Listener, Records
 from compressor.training.sampling import Sampler, Sandwich, everything
 from compressor.training.step import GradientStep
 from compressor.training.stream import Stream
@@ -17,6 +17,7 @@ __all__ = [
     "Batches",
     "Checkpoints",
     "GradientStep",
+    "Listener",
     "Monitor",
     "Records",
     "Sampler",

@@ -1,8 +1,8 @@
-"""What is seen of a stage while it trains: `metrics.jsonl`, progress, and a tracker if the recipe names one."""
+"""What is seen of a stage while it trains: `metrics.jsonl`, progress, and whoever listens, such as a tracker."""
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from compressor.progress import Task as Shown
-from compressor.training.tracking import Tracker
+
+# Is given every line of `metrics.jsonl`.
+Listener = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Records:
         terms: names of the objective's terms.
         examples: of one step, over all processes.
         shown: where progress is shown.
-        tracker: that lines are handed on to.
+        listeners: that lines are handed on to.
     """
 
     file: Path | None
@@ -32,7 +34,7 @@ class Records:
     terms: Sequence[str]
     examples: int
     shown: Shown
-    tracker: Tracker | None = None
+    listeners: Sequence[Listener] = ()
     _sums: Tensor | None = None
     _counts: dict[str, int] = field(default_factory=dict)
     _steps: int = 0
@@ -90,5 +92,5 @@ class Records:
         if self.file:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        if self.tracker:
-            self.tracker.log(line)
+        for listen in self.listeners:
+            listen(line)
