@@ -124,7 +124,7 @@ def _milliseconds(objective: str, grid: Iterable[str]) -> float:
         return float(objective.removesuffix("ms"))
     except ValueError:
         raise CompressorError(
-            f"--objective: {objective!r} is neither mean, nor a size{nearest(objective, grid)}, nor milliseconds (5ms)"
+            f"--objective: {objective!r} is not mean, nor milliseconds (5ms), nor a size{nearest(objective, grid)}"
         ) from None
 
 
