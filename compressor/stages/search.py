@@ -10,9 +10,9 @@ from compressor.stages.base import Stage
 if TYPE_CHECKING:
     from compressor.context import Context
     from compressor.search.latency import LatencyModel
+    from compressor.search.loop import Evaluations
     from compressor.search.scoring import Scorer
     from compressor.search.space import Candidate
-    from compressor.search.tuners import Tuner
     from compressor.supernet.subnetworks import Subnetwork
     from compressor.supernet.supernetwork import SuperNetwork
 
@@ -64,42 +64,23 @@ class Search(Stage):
             context.more_rows(self.rows)
 
     def run(self, context: "Context") -> str:
-        import shutil
-
-        from compressor.files import write_json
-        from compressor.search.loop import Evaluations, describe, finalists, search, winners
-        from compressor.search.picture import draw
-        from compressor.search.space import Space
+        from compressor.search.loop import Evaluations, finalists, winners
 
         supernet = context.latest()
         supernet.train(False)
         grid = context.sizes(supernet.dimensions)
         latency = self._latency(context, supernet, grid)
-        cost, (some, all_rows) = latency.milliseconds, self._scorers(context, supernet)
-        evaluations = Evaluations(latency, some, context.partial / self.resumes)
-        tuners = self._tuners(context, supernet, sorted({cost(size) for size in grid.values()})[:-1])
-        evaluations.of(grid.values())
-        with context.progress.task(self.type, self.evaluations) as shown:
-            space = Space(supernet.dimensions)
-            even = [space.even(kept) for kept in dict.fromkeys(size.kept for size in grid.values())]
-            search(space, evaluations, tuners, cost, even, self.evaluations, self.minutes, shown.advance)
+        targets = sorted({latency.milliseconds(size) for size in grid.values()})[:-1]
+        some, all_rows = self._scorers(context, supernet)
+        tried = Evaluations(latency, some, context.partial / self.resumes)
+        self._explore(context, supernet, tried, latency, grid, targets)
         best = Evaluations(latency, all_rows, context.partial / "finalists.jsonl")
+        self._score_again(context, best, [*grid.values(), *finalists(tried.known, targets, self.finalists)])
         points = best.of(grid.values())
-        left = finalists(evaluations.known, tuners, self.finalists)
-        found: dict[Subnetwork, Candidate] = {}
-        with context.progress.task(f"{self.type}, finalists", len(left)) as shown:
-            for size in left:
-                found |= best.of([size])
-                shown.advance()
-        chosen = winners(list(found.values()), list(points.values()), tuners)
-        for file in context.partial.glob("*.json*"):
-            shutil.copyfile(file, context.folder / file.name)
-        described = {name: describe(points[size]) for name, size in grid.items()}
-        sizes = {f"search-{place}": describe(candidate) for place, candidate in enumerate(chosen, start=1)}
-        write_json(context.folder / "sizes.json", {"grid": described, "sizes": sizes})
-        draw(context.folder / "front.svg", points.values(), best.known, chosen, context.data.task.metric)
+        chosen = winners(best.known, list(points.values()), targets)
+        self._write(context, {name: points[size] for name, size in grid.items()}, chosen, best.known)
         return (
-            f"{len(chosen)} sizes that beat the grid on {all_rows.rows} rows, of {len(evaluations.known)} that were "
+            f"{len(chosen)} sizes that beat the grid on {all_rows.rows} rows, of {len(tried.known)} that were "
             f"tried; predicted latencies are off by {latency.error:.1%} in the mean, {latency.worst:.1%} at worst"
         )
 
@@ -120,16 +101,57 @@ class Search(Stage):
             write_json(known, asdict(fit(measured)))
         return LatencyModel(**read_json(known))
 
-    def _tuners(self, context: "Context", supernet: "SuperNetwork", targets: list[float]) -> dict[float, "Tuner"]:
+    def _explore(
+        self,
+        context: "Context",
+        supernet: "SuperNetwork",
+        tried: "Evaluations",
+        latency: "LatencyModel",
+        grid: dict[str, "Subnetwork"],
+        targets: list[float],
+    ) -> None:
+        """The grid, then what tuners suggest for each latency."""
+        from compressor.search.loop import search
         from compressor.search.space import Space
         from compressor.search.tuners import tuner_of
         from compressor.seeds import seed_of
 
-        parameters = Space(supernet.dimensions).parameters()
-        return {
-            target: tuner_of(self.algorithm, parameters, seed_of(context.recipe.seed, "search", place))
+        space, seed = Space(supernet.dimensions), context.recipe.seed
+        tuners = {
+            target: tuner_of(self.algorithm, space.parameters(), seed_of(seed, "search", place))
             for place, target in enumerate(targets)
         }
+        even = [space.even(kept) for kept in dict.fromkeys(size.kept for size in grid.values())]
+        tried.of(grid.values())
+        with context.progress.task(self.type, self.evaluations) as shown:
+            search(space, tried, tuners, latency.milliseconds, even, self.evaluations, self.minutes, shown.advance)
+
+    def _score_again(self, context: "Context", best: "Evaluations", sizes: list["Subnetwork"]) -> None:
+        """One by one: each costs a while, and is logged."""
+        with context.progress.task(f"{self.type}, finalists", len(sizes)) as shown:
+            for size in sizes:
+                best.of([size])
+                shown.advance()
+
+    def _write(
+        self,
+        context: "Context",
+        grid: dict[str, "Candidate"],
+        chosen: list["Candidate"],
+        scored: list["Candidate"],
+    ) -> None:
+        import shutil
+
+        from compressor.files import write_json
+        from compressor.search.loop import describe
+        from compressor.search.picture import draw
+
+        for name in (self.resumes, "finalists.jsonl", "latency.json"):
+            shutil.copyfile(context.partial / name, context.folder / name)
+        sizes = {f"search-{place}": describe(candidate) for place, candidate in enumerate(chosen, start=1)}
+        points = {name: describe(candidate) for name, candidate in grid.items()}
+        write_json(context.folder / "sizes.json", {"grid": points, "sizes": sizes})
+        draw(context.folder / "front.svg", grid.values(), scored, chosen, context.data.task.metric)
 
     def _scorers(self, context: "Context", supernet: "SuperNetwork") -> tuple["Scorer", "Scorer"]:
         """On some of the rows that are held out, and on all of them."""
