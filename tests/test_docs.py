@@ -41,7 +41,7 @@ def test_every_command_on_a_family_has_options_that_exist() -> None:
         match[1].split("#")[0]
         for page in PAGES
         for match in re.finditer(
-            r"^(?:.*/|cat .* \| )?compressor ((?:bench|pick|predict) .*)", page.read_text(), re.MULTILINE
+            r"^(?:.*/|cat .* \| )?compressor ((?:bench|pick|predict|search) .*)", page.read_text(), re.MULTILINE
         )
     ]
     assert len(commands) >= 8

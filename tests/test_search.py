@@ -98,10 +98,10 @@ def test_the_same_seed_suggests_the_same(algorithm: Any) -> None:
     random.seed(1)
     np.random.seed(1)
     outside = (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
-    first = play(tuner_of(algorithm, SPACE.parameters(), 5), 12)
+    first = play(tuner_of(algorithm, SPACE.parameters(), 2**62 + 5), 12)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == outside  # type: ignore[index]
     random.seed(2)
-    assert play(tuner_of(algorithm, SPACE.parameters(), 5), 12) == first
+    assert play(tuner_of(algorithm, SPACE.parameters(), 2**62 + 5), 12) == first
     assert play(tuner_of(algorithm, SPACE.parameters(), 6), 12) != first
     assert json.loads(json.dumps(first)) == first
     for suggestion in first:

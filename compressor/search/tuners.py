@@ -107,7 +107,7 @@ class _SeededEvolution(NniTuner):
     def __init__(self, tuner: Any, space: SearchSpace, seed: int) -> None:
         super().__init__(tuner, space, seed)
         self._states = random.Random(seed).getstate()
-        tuner.random_state = np.random.RandomState(seed)
+        tuner.random_state = np.random.RandomState(seed % 2**32)
         tuner.population = []
         for _ in range(tuner.population_size):
             tuner._random_generate_individual()
