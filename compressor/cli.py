@@ -103,6 +103,7 @@ def tune(
     parallel: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 1,
     objective: Annotated[str, typer.Option(help="mean of the family, the name of a size, or a latency: 5ms.")] = "mean",
     algorithm: Annotated[str, typer.Option(help="tpe, evolution or random.")] = "tpe",
+    machines: Annotated[Path | None, typer.Option(help="YAML: other machines that trials run on, by ssh.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the trials, a new one.")] = Path(
         "runs/tune"
     ),
@@ -125,6 +126,7 @@ def tune(
             algorithm=algorithm,
             trials=trials,
             parallel=parallel,
+            machines=machines,
         )
 
 

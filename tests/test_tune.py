@@ -265,3 +265,31 @@ def test_mistakes_are_told_before_a_trial_starts(
     (tmp_path / "out" / "mine").touch()
     code, output = command("tune", plan.recipe, *space_and_output(tmp_path))
     assert code == 2 and "is not empty; give a new folder" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("machines: []", "needs manager_ip and a list of machines"),
+        ("{manager_ip: a, machines: [{host: b}]}", r"machines\[0\] needs host and user, and may have"),
+        ("{manager_ip: a, machines: [{host: b, user: c, pasword: d}]}", r"machines\[0\] needs host and user"),
+    ],
+)
+def test_machines_that_are_none_are_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "machines.yaml").write_text(text)
+    with pytest.raises(CompressorError, match=message):
+        experiments.Machines.read(tmp_path / "machines.yaml")
+
+
+def test_machines_become_nnis_configuration(tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    text = f"{{manager_ip: 10.0.0.1, machines: [{{host: h, user: u, port: 23, ssh_key_file: {tmp_path / 'key'}}}]}}"
+    (tmp_path / "machines.yaml").write_text(text)
+    config = SimpleNamespace(training_service=SimpleNamespace())
+    machines = experiments.Machines.read(tmp_path / "machines.yaml")
+    machines.configure(config)
+    (machine,) = config.training_service.machine_list
+    assert (machine.host, machine.user, machine.port) == ("h", "u", 23) and config.nni_manager_ip == "10.0.0.1"
+    (tmp_path / "key").unlink()
+    with pytest.raises(CompressorError, match="h: there is no ssh_key_file"):
+        machines.configure(config)

@@ -14,13 +14,13 @@ from compressor.files import write_text
 from compressor.progress import Progress
 from compressor.search.tuning import ERROR_FILE, Plan, trial_recipe
 
-# Where the plan lies: NNI hands nothing but its environment on to a trial.
-PLAN = "COMPRESSOR_TUNING"
+# Lies where NNI starts a trial.
+PLAN = "plan.json"
 
 
 def main() -> None:
     """Train with the values that NNI suggests, tell it every score on the way, and the last one as the result."""
-    plan = Plan.read(Path(os.environ[PLAN]))
+    plan = Plan.read(Path(PLAN))
     os.chdir(plan.directory)
     values = nni.get_next_parameter()
     folder = Path(plan.folder) / str(nni.get_sequence_id())

@@ -15,7 +15,7 @@ from compressor.files import explained
 from compressor.processes import Processes
 from compressor.progress import Progress
 from compressor.recipe import Recipe
-from compressor.search.experiment import run_experiment
+from compressor.search.experiment import Machines, run_experiment
 from compressor.search.latency import Conditions, measure
 from compressor.search.tuning import (
     Plan,
@@ -43,6 +43,7 @@ def tune(
     algorithm: str = "tpe",
     trials: int = 20,
     parallel: int = 1,
+    machines: Path | None = None,
 ) -> Trial:
     """Try values of a recipe's keys; the best trial.
 
@@ -53,6 +54,7 @@ def tune(
     Args:
         objective: `mean` of the family's metric, the name of a size, or milliseconds (`5ms`): the best metric of the
             sizes that one text of `data.max_length` takes no longer in int8 on one thread here.
+        machines: a YAML file of machines that trials run on; None is this one.
         output: a new folder: `trials.csv`, and a run for each trial.
 
     Raises:
@@ -62,7 +64,7 @@ def tune(
         raise CompressorError(f"--algorithm: {algorithm!r} is none of {', '.join(ALGORITHMS)}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CompressorError(f"--output: {output} is not empty; give a new folder")
-    space = read_space(space_file)
+    space, remote = read_space(space_file), Machines.read(machines) if machines else None
     plan = Plan(recipe, tuple(overrides), str((output / "trials").resolve()), str(Path.cwd()))
     example = trial_recipe(plan, _example(space))
     plan = replace(plan, sizes=_sizes(objective, example), best=objective.endswith("ms"))
@@ -78,6 +80,7 @@ def tune(
                 parallel=parallel,
                 seed=seed_of(example.seed, "tune") % 2**32,
                 advance=shown.advance,
+                machines=remote,
             )
         write_csv(found, output / "trials.csv")
     progress.console.print(_table(found))
