@@ -427,6 +427,14 @@ def test_the_largest_size_that_is_in_time_is_chosen(
     assert service._choose(10, waited, waiting) == chosen
 
 
+def test_a_machine_that_becomes_slower_is_noticed(service: Adaptive) -> None:
+    assert service.predict("the plot is good")[0].size == "large"
+    for size in service._sizes.values():
+        size.seconds *= 3  # type: ignore[attr-defined]
+    found = [service.predict("the plot is good")[0].size for _ in range(30)]
+    assert service._pace > 2 and found[-1] != "large"
+
+
 def test_all_that_is_asked_at_once_is_answered(service: Adaptive) -> None:
     answers = service.predict(["the plot is good"] * 40)
     # Forty of the largest would take 800 ms: many texts are left to smaller ones.
